@@ -1,0 +1,106 @@
+"""`vdm sample DIR --prompt ...`: videos, an index of them, and one animated sheet."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vdm_jax.config import UserError
+
+MAX_SEED = 2**63
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", help="a run directory")
+    parser.add_argument("--prompt", action="append", default=[], help="may be given again")
+    parser.add_argument("--prompts", metavar="FILE", help="a text file, one prompt a line")
+    parser.add_argument("--negative", default="", help="what to steer away from")
+    parser.add_argument("--frames", default="8", help="one number, or several: 1,8,16")
+    parser.add_argument("--height", default="24", help="pixels; several are matched with --frames")
+    parser.add_argument("--width", default="24", help="pixels")
+    parser.add_argument("--fps", type=float, default=8)
+    parser.add_argument("--num", type=int, default=1, help="videos of each prompt and size")
+    parser.add_argument("--seed", type=int, default=0, help="of the first; the next are seed + 1 ...")
+    parser.add_argument("--steps", type=int, help="sampler steps (the run's own)")
+    parser.add_argument("--guidance", type=float, help="strength; 1 is none (the run's own)")
+    parser.add_argument("--step", type=int, help="which checkpoint (the newest that verifies)")
+    parser.add_argument("--out", required=True, help="folder to write to")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    if rest:
+        raise UserError(f"unknown argument '{rest[0]}'; see vdm sample --help.")
+    requests = plan(args)
+    from vdm_jax import pipeline
+    from vdm_jax.gallery import write_all
+
+    made = pipeline.load(args.workdir, step=args.step)
+    sampler = made.stage.sampler
+    if args.steps is not None:
+        sampler = dataclasses.replace(sampler, steps=args.steps)
+    if args.guidance is not None:
+        sampler = sampler.guided(args.guidance)
+    found = write_all(made, requests, sampler, Path(args.out))
+    if args.json:
+        print(json.dumps(found))
+    else:
+        print("\n".join(found["files"]))
+    return 0
+
+
+def plan(args: argparse.Namespace) -> list[Any]:
+    """Every request of the command line: prompts x sizes x num.
+
+    Raises:
+      UserError: no prompt, a missing or empty prompt file, a number that cannot be.
+    """
+    from vdm_jax.pipeline import Request
+
+    prompts = list(args.prompt)
+    if args.prompts:
+        if not Path(args.prompts).is_file():
+            raise UserError(f"there is no prompt file '{args.prompts}'.")
+        lines = Path(args.prompts).read_text(errors="replace").splitlines()
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError("say what to make: --prompt='...' or --prompts=FILE with a prompt a line.")
+    for name, value, low in (("num", args.num, 1), ("steps", args.steps, 1)):
+        if value is not None and value < low:
+            raise UserError(f"--{name} is {value}; it must be at least {low}.")
+    if not 0 <= args.seed <= MAX_SEED - args.num:
+        raise UserError(f"--seed is {args.seed}; it must be from 0 to 2^63.")
+    if not 0 < args.fps < 1000:
+        raise UserError(f"--fps is {args.fps}; it must be above 0 and below 1000.")
+    if args.guidance is not None and not abs(args.guidance) < 1e4:
+        raise UserError(f"--guidance is {args.guidance}; it must be a finite number.")
+    return [
+        Request(
+            prompt=prompt, negative=args.negative, frames=frames, height=height, width=width,
+            fps=args.fps, seed=args.seed + index,
+        )
+        for prompt in prompts
+        for frames, height, width in sizes(args.frames, args.height, args.width)
+        for index in range(args.num)
+    ]  # fmt: skip
+
+
+def sizes(frames: str, height: str, width: str) -> list[tuple[int, int, int]]:
+    """'1,8' x '24' x '24,32' -> [(1, 24, 24), (8, 24, 32)]: lists of one length, or single."""
+    lists = []
+    for name, text in (("frames", frames), ("height", height), ("width", width)):
+        try:
+            values = [int(word) for word in text.split(",")]
+        except ValueError:
+            raise UserError(f"--{name} is '{text}'; write whole numbers, such as 8,16.") from None
+        if min(values) < 1:
+            raise UserError(f"--{name} is '{text}'; it must be at least 1.")
+        lists.append(values)
+    longest = max(len(values) for values in lists)
+    if any(len(values) not in (1, longest) for values in lists):
+        raise UserError("--frames, --height and --width list different numbers of sizes.")
+    return list(zip(*(v * longest if len(v) == 1 else v for v in lists), strict=True))

@@ -1,0 +1,42 @@
+"""Codecs turn stored video into what a diffusion model sees, and back.
+
+A codec says how much smaller its latents are (`stride`) and encodes and decodes. `Pixels` is the
+codec of models that work on pixels: it only changes the range.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt8
+
+from vdm_jax.types import Params
+
+
+class Codec(Protocol):
+    stride: tuple[int, int, int]
+    channels: int
+
+    def encode(self, params: Params, video: Any) -> Any:
+        """Stored values (any layout, channels last) -> model values."""
+
+    def decode(self, params: Params, latent: Any) -> Any:
+        """Model values -> uint8 pixels."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """uint8 in 0..255 <-> float in [-1, 1], elementwise, so that it serves packed patches too."""
+
+    channels: int = 3
+    stride: tuple[int, int, int] = (1, 1, 1)
+
+    def encode(self, params: Params, video: UInt8[Array, "..."]) -> Float[Array, "..."]:
+        del params
+        return video.astype(jnp.float32) / 127.5 - 1
+
+    def decode(self, params: Params, latent: Float[Array, "..."]) -> UInt8[Array, "..."]:
+        del params
+        return jnp.clip(jnp.round((latent + 1) * 127.5), 0, 255).astype(jnp.uint8)

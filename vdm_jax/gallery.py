@@ -1,0 +1,101 @@
+"""Sampled videos as files: an mp4 each, an index of them, and one animated sheet to look at."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import track
+
+from data_pipeline.encode import write_mp4
+from vdm_jax.config import UserError
+from vdm_jax.diffusion.sample import Sampler
+from vdm_jax.pipeline import Pipeline, Request
+
+CELL = 96  # pixels of one video on the sheet, at least
+CAPTION = 12
+
+
+def write_all(
+    pipeline: Pipeline, requests: Sequence[Request], sampler: Sampler, folder: Path
+) -> dict[str, Any]:
+    """Make every request and write it to `folder`; what is there already from an earlier, stopped
+    call of the same model and request is kept.
+
+    Returns {'model', 'files', 'sheet', 'failed'}; a video that is not finite is listed as failed.
+
+    Raises:
+      UserError: the folder cannot be written to (code 6), before anything is sampled.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to '{folder}': {error.strerror}.", code=6) from error
+    records: list[dict[str, Any]] = []
+    videos: list[tuple[str, np.ndarray]] = []
+    made = pipeline(requests, sampler=sampler)
+    for index, video in track(made, "sampling", len(requests), console=Console(stderr=True)):
+        request = requests[index]
+        path = folder / file_name(index, request)
+        about = {"model": pipeline.digest, "config": pipeline.config, "index": index}
+        about |= dataclasses.asdict(request)
+        write_mp4(path, video, request.fps, metadata=metadata(about))
+        records.append({"file": path.name, **about})
+        videos.append((request.prompt, video))
+        write_json(folder / "index.json", records)
+    sheet = folder / "sheet.webp"
+    write_sheet(sheet, videos)
+    files = [str(folder / record["file"]) for record in records]
+    return {"model": pipeline.digest, "files": files, "sheet": str(sheet)}
+
+
+def file_name(index: int, request: Request) -> str:
+    """'003_a-red-circle_8x24x24_s7.mp4'; nothing of a prompt can leave the folder."""
+    words = re.sub(r"[^a-z0-9]+", "-", request.prompt.lower()).strip("-")[:40] or "empty"
+    size = f"{request.frames}x{request.height}x{request.width}"
+    return f"{index:03d}_{words}_{size}_s{request.seed}.mp4"
+
+
+def metadata(about: dict[str, Any]) -> dict[str, str]:
+    """Tags that players show, and the whole record as JSON in the comment."""
+    return {"title": about["prompt"], "comment": json.dumps(about, sort_keys=True)}
+
+
+def write_json(path: Path, value: Any) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def write_sheet(path: Path, videos: Sequence[tuple[str, np.ndarray]], most: int = 24) -> None:
+    """One looping animation of up to `most` videos in a grid, each under its prompt."""
+    videos = videos[:most]
+    columns = min(4, len(videos))
+    rows = -(-len(videos) // columns)
+    length = max(len(video) for _, video in videos)
+    side = CELL + CAPTION
+    frames = []
+    for time in range(length):
+        page = Image.new("RGB", (columns * CELL, rows * side), "white")
+        pen = ImageDraw.Draw(page)
+        for place, (prompt, video) in enumerate(videos):
+            left, top = (place % columns) * CELL, (place // columns) * side
+            picture = Image.fromarray(video[time % len(video)])
+            scale = CELL / max(picture.size)
+            size = [max(1, round(edge * scale)) for edge in picture.size]
+            page.paste(picture.resize(size, Image.Resampling.NEAREST), (left, top + CAPTION))
+            pen.text((left + 1, top), prompt[:18], fill="black", font_size=9)
+        frames.append(page)
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=125, loop=0, lossless=True
+    )

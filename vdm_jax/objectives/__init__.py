@@ -1,0 +1,1 @@
+"""What training minimises: each objective gives (loss sum, weight sum, metrics)."""

@@ -1,0 +1,92 @@
+"""Denoising: predict a target from noised cells, weighted by noise level (Ho et al. 2020, eq. 14).
+
+With t drawn per example, x_t = alpha x0 + sigma eps, and the network's output held against the
+parameterization's target. Time, noise and dropped conditions are keyed by (seed, example, visit),
+so an example's loss does not depend on its row, its neighbours, the batch or the mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vdm_jax.batch import Frames, Packed
+from vdm_jax.diffusion.times import Times
+from vdm_jax.diffusion.weights import Weight
+from vdm_jax.signals import draw_dropped
+from vdm_jax.stage import Stage
+from vdm_jax.types import Fraction, Metrics, Params
+
+
+class Objective(Protocol):
+    def __call__(
+        self,
+        stage: Stage,
+        params: Params,
+        batch: Frames | Packed,
+        raw: Mapping[str, Any],
+        seed: int,
+    ) -> tuple[Array, Array, Metrics]:
+        """(loss sum, weight sum, metrics): divided once, over all microbatches and devices."""
+
+    def errors(
+        self,
+        stage: Stage,
+        params: Params,
+        batch: Frames | Packed,
+        raw: Mapping[str, Any],
+        seed: int,
+        t: float | Array,
+    ) -> Float[Array, "b e"]:
+        """Unweighted error of each example at a fixed time, with noise fixed by the example."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Denoise:
+    """Args:
+    times: the law of t; weight: of the error, by level.
+    power: 1 counts examples alike, 0 counts tokens alike (`batch.total`).
+    """
+
+    times: Times
+    weight: Weight
+    power: Fraction = 1.0
+
+    def __call__(self, stage, params, batch, raw, seed):
+        t = self.times(batch.keys(seed, "time"), stage.process)
+        at = stage.process.level(t)
+        dropped = draw_dropped(stage.denoiser.signals, batch, seed)
+        err, max_logit = _error(stage, params, batch, raw, at, batch.keys(seed, "noise"), dropped)
+        weight = self.weight(at, stage.process, stage.denoiser.parameterization)
+        total, count = batch.total(err * batch.spread(weight), self.power)
+        return total, count, {"max_logit": max_logit}
+
+    def errors(self, stage, params, batch, raw, seed, t):
+        b, e = batch.examples.valid.shape
+        at = stage.process.level(jnp.broadcast_to(t, (b, e, 1)))
+        keys = batch.keys(seed, "validation")
+        err, _ = _error(stage, params, batch, raw, at, keys, {})
+        return batch.reduce(err, "mean")
+
+
+def _error(stage, params, batch, raw, at, noise_keys, dropped) -> tuple[Array, Array]:
+    """(squared error like x, largest attention logit)."""
+    denoiser = stage.denoiser
+    here = jax.tree.map(batch.spread, at)
+    eps = stage.prior(noise_keys, batch)
+    x_t = batch.insert_known(stage.process.noise(batch.x, eps, here))
+    cond = denoiser.apply(params, raw, batch, dropped, method="condition")
+    out, sown = denoiser.apply(
+        params, batch.replace(x=x_t), at, cond, train=True, mutable="intermediates"
+    )
+    logits = jax.tree.leaves(sown.get("intermediates", {}))
+    largest = jnp.max(jnp.stack([leaf.max() for leaf in logits])) if logits else jnp.zeros(())
+    target = denoiser.parameterization.target(batch.x, eps, here)
+    return jnp.square(out - target), jax.lax.stop_gradient(largest)
+
+

@@ -1,0 +1,140 @@
+"""One line of conditioning in a config: which raw value, through which embedding, into which slot.
+
+    Signal(key="text", embed=PackedText(encoder=...), slot="tokens.text", drop=0.1)
+
+`drop` is the probability with which training hides the signal, for classifier-free guidance;
+signals of one `group` are hidden together. A hidden text is the null token alone, exactly what sampling
+with an empty prompt sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from vdm_jax.axes import EMBED
+from vdm_jax.batch import Frames, Packed
+from vdm_jax.cond import Cond, Text, Tokens
+from vdm_jax.types import Count, Fraction, Positive
+
+NULL_TOKEN = 0
+Dropped = Mapping[str, Bool[Array, "b e"]]
+
+
+class Signal(nn.Module):
+    """A raw value `key`, embedded, in the condition slot `slot`.
+
+    Attributes:
+      embed: module (raw value, batch, dropped (b e)) -> the slot's value.
+      slot: 'vector', 'pre_time' or 'tokens.NAME'.
+    """
+
+    key: str
+    embed: nn.Module
+    slot: str
+    drop: Fraction = 0.0
+    group: str = ""
+
+    @property
+    def choice(self) -> str:
+        """The name under which this signal is kept or dropped."""
+        return self.group or self.key
+
+    def __call__(self, raw: Mapping[str, Any], batch: Frames | Packed, dropped: Dropped) -> Any:
+        valid = batch.examples.valid
+        hidden = dropped.get(self.choice, jnp.zeros_like(valid))
+        return self.embed(raw[self.key], batch, hidden)
+
+
+def draw_dropped(signals: tuple[Signal, ...], batch: Frames | Packed, seed: int) -> Dropped:
+    """Which examples lose which signals in training: a pure function of (seed, example)."""
+    rates = {signal.choice: signal.drop for signal in signals}
+    uniform = jax.vmap(jax.vmap(jax.random.uniform))
+    return {
+        choice: uniform(batch.keys(seed, f"drop:{choice}")) < rate for choice, rate in rates.items()
+    }
+
+
+def drop_all(signals: tuple[Signal, ...], batch: Frames | Packed) -> Dropped:
+    """Hide every signal that training ever hides: the unconditional branch of guidance."""
+    hidden = jnp.ones_like(batch.examples.valid)
+    return {signal.choice: hidden for signal in signals if signal.drop > 0}
+
+
+def gather(signals: tuple[Signal, ...], raw: Mapping[str, Any], batch, dropped: Dropped) -> Cond:
+    """Run every signal and put its value in its slot; values that share a vector slot add."""
+    vectors: dict[str, Array] = {}
+    tokens: dict[str, Tokens] = {}
+    for signal in signals:
+        value = signal(raw, batch, dropped)
+        if signal.slot.startswith("tokens."):
+            tokens[signal.slot.removeprefix("tokens.")] = value
+        else:
+            vectors[signal.slot] = vectors[signal.slot] + value if signal.slot in vectors else value
+    return Cond(tokens=tokens, **vectors)
+
+
+class PackedText(nn.Module):
+    """`Text` -> `Tokens`, through an encoder that knows nothing of packing.
+
+    The encoder maps (ids (m l), mask (m l)) to (m l d); it is run on one line per example and its
+    outputs are packed again, so that any encoder of plain sentences serves.
+    """
+
+    encoder: nn.Module
+    max_length: Count
+
+    def __call__(self, text: Text, batch: Frames | Packed, dropped: Bool[Array, "b e"]) -> Tokens:
+        b, e = dropped.shape
+        hidden = batch_lookup(dropped, text.segment)
+        first = text.position == 0
+        ids = jnp.where(hidden, NULL_TOKEN, text.ids)
+        segment = jnp.where(hidden & ~first, 0, text.segment)
+
+        # Line 0 of each row collects the padding and is thrown away.
+        rows = jnp.broadcast_to(jnp.arange(b)[:, None], ids.shape)
+        lines = jnp.zeros((b, e + 1, self.max_length), ids.dtype)
+        lines = lines.at[rows, segment, text.position].set(ids, mode="drop")[:, 1:]
+        mask = jnp.zeros((b, e + 1, self.max_length), bool)
+        mask = mask.at[rows, segment, text.position].set(True, mode="drop")[:, 1:]
+
+        length = self.max_length
+        out = self.encoder(lines.reshape(b * e, length), mask.reshape(b * e, length))
+        out = out.reshape(b, e, length, -1)
+        inside = (segment > 0) & (text.position < length)
+        x = out[rows, jnp.maximum(segment - 1, 0), jnp.minimum(text.position, length - 1)]
+        return Tokens(x=jnp.where(inside[..., None], x, 0), segment=jnp.where(inside, segment, 0))
+
+
+class Sinusoid(nn.Module):
+    """A positive number per example (frame rate, size) -> vector; 0 and hidden read a learnt null.
+
+    The logarithm is embedded: frame rates of 6 and 12 differ as 30 and 60 do.
+    """
+
+    width: Count
+    frequencies: Count = 64
+    scale: Positive = 100.0
+
+    @nn.compact
+    def __call__(self, value: Array, batch: Frames | Packed, dropped: Bool[Array, "b e"]) -> Array:
+        half = self.frequencies // 2
+        rates = jnp.exp(-jnp.log(10000.0) * jnp.arange(half) / half)
+        angle = self.scale * jnp.log(jnp.maximum(value, 1e-3))[..., None] * rates
+        wave = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+        kernel_init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, EMBED))
+        out = nn.Dense(self.width, kernel_init=kernel_init, use_bias=False, name="out")(wave)
+        null_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (EMBED,))
+        null = self.param("null", null_init, (self.width,))
+        return jnp.where((dropped | (value <= 0))[..., None], null, out)
+
+
+def batch_lookup(values: Array, segment: Array) -> Array:
+    """(b e) per example -> (b l) per token of another packed sequence; zeros (False) on padding."""
+    padded = jnp.pad(values, ((0, 0), (1, 0)))
+    return jnp.take_along_axis(padded, segment, axis=1)

@@ -1,0 +1,164 @@
+"""The optimizer as data: ordered (pattern, algorithm) rules over parameter paths.
+
+The first pattern that matches a parameter's path (`params/backbone/...`, regular expression,
+`re.search`) decides how it is updated, and every parameter must match one. Learning-rate scale,
+weight decay and freezing are values of a rule, never subclasses. One schedule, a factor in [0, 1]
+over accepted updates, multiplies every rule's learning rate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from vdm_jax.config import UserError
+from vdm_jax.types import Fraction, Natural, NonNegative, Positive
+
+
+class Schedule(Protocol):
+    def __call__(self, count: jax.Array) -> jax.Array:
+        """Factor on the learning rate after `count` accepted updates."""
+
+
+class Algorithm(Protocol):
+    def transform(self, factor: Schedule) -> optax.GradientTransformation: ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Warmup:
+    """Linear from 0 over `steps`, then constant."""
+
+    steps: Natural = 0
+
+    def __call__(self, count):
+        return jnp.minimum(1.0, (count + 1) / max(self.steps, 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupCosine:
+    """Linear warm-up, then half a cosine down to `final` at `total` updates."""
+
+    steps: Natural
+    total: Natural
+    final: Fraction = 0.0
+
+    def __call__(self, count):
+        rise = jnp.minimum(1.0, (count + 1) / max(self.steps, 1))
+        progress = jnp.clip((count - self.steps) / max(self.total - self.steps, 1), 0, 1)
+        return rise * (self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    learning_rate: Positive
+    b1: Fraction = 0.9
+    b2: Fraction = 0.999
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+
+    def transform(self, factor):
+        return optax.adamw(
+            lambda count: self.learning_rate * factor(count),
+            b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Muon:
+    """Momentum made orthogonal by Newton-Schulz iteration (Jordan et al. 2024), for matrices.
+
+    The last two axes of a parameter are the matrix; those before (scanned layers) are batched.
+    With `rms`, updates are scaled to AdamW's usual size, so one learning rate serves both
+    (Liu et al. 2025, consistent RMS).
+    """
+
+    learning_rate: Positive
+    momentum: Fraction = 0.95
+    weight_decay: NonNegative = 0.0
+    rms: Positive = 0.2
+
+    def transform(self, factor):
+        def matrices(params):
+            numbers = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+            return jax.tree.map(lambda _: numbers, params)
+
+        return contrib.muon(
+            lambda count: self.learning_rate * factor(count),
+            beta=self.momentum,
+            weight_decay=self.weight_decay,
+            muon_weight_dimension_numbers=matrices,
+            consistent_rms=self.rms,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """Never updated."""
+
+    def transform(self, factor):
+        del factor
+        return optax.set_to_zero()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """`rules`: ordered (pattern, algorithm); `clip`: maximum global gradient norm, or None."""
+
+    rules: tuple[tuple[str, Algorithm], ...]
+    schedule: Schedule = dataclasses.field(default_factory=Warmup)
+    clip: Positive | None = 1.0
+
+    def labels(self, params: Any) -> Any:
+        """A tree like `params` with the index of the rule each parameter falls under.
+
+        Raises:
+          UserError: parameters that no pattern matches, or a matrix rule on what is no matrix.
+        """
+        lost: list[str] = []
+
+        def label(path, leaf):
+            name = path_name(path)
+            for index, (pattern, algorithm) in enumerate(self.rules):
+                if re.search(pattern, name):
+                    if isinstance(algorithm, Muon) and leaf.ndim < 2:
+                        raise UserError(
+                            f"optimizer rule {index} ('{pattern}') sends {name} of shape "
+                            f"{leaf.shape} to Muon, which updates matrices; narrow the pattern."
+                        )
+                    return str(index)
+            lost.append(name)
+            return "lost"
+
+        labels = jax.tree_util.tree_map_with_path(label, params)
+        if lost:
+            raise UserError(
+                f"no optimizer rule matches {', '.join(sorted(lost)[:5])}; "
+                "end config.optimizer.rules with a rule whose pattern is '.*'."
+            )
+        return labels
+
+    def transform(self) -> optax.GradientTransformation:
+        clip = optax.identity() if self.clip is None else optax.clip_by_global_norm(self.clip)
+        by_rule = {
+            str(index): algorithm.transform(self.schedule)
+            for index, (_, algorithm) in enumerate(self.rules)
+        }
+        return optax.chain(clip, optax.multi_transform(by_rule, self.labels))
+
+    def learning_rate(self, count: jax.Array) -> jax.Array:
+        """The first rule's learning rate, for the log."""
+        rates = [getattr(algorithm, "learning_rate", 0.0) for _, algorithm in self.rules]
+        return self.schedule(count) * rates[0]
+
+
+def path_name(path: Any) -> str:
+    """'params/backbone/...' from a JAX key path."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

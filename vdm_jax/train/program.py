@@ -1,0 +1,94 @@
+"""The compiled side of a run: mesh, shardings, jitted initialisation and step.
+
+`eval_shape -> shardings -> jit(init, out_shardings)`: no parameter is ever whole on one device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.parallel.place import batch_sharding, shardings, unbox
+from vdm_jax.parallel.rules import table
+from vdm_jax.train import state as states
+from vdm_jax.train.feed import to_carrier
+from vdm_jax.train.run import Run
+from vdm_jax.train.state import TrainState
+from vdm_jax.train.step import make_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """Attributes:
+    abstract: shapes, dtypes and shardings of the whole state.
+    batch_sharding: of arrays (microbatches, rows, ...): rows over `data` and `fsdp`.
+    """
+
+    mesh: jax.sharding.Mesh
+    abstract: TrainState
+    batch_sharding: jax.sharding.NamedSharding
+    init: Callable[[], TrainState]
+    step: Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Any]]
+
+    @property
+    def row_devices(self) -> int:
+        """Over how many devices the rows of a microbatch are spread."""
+        return int(self.mesh.shape["data"] * self.mesh.shape["fsdp"])
+
+
+def initialise(run: Run) -> TrainState:
+    """A fresh state, its parameters boxed with logical axis names; traced, never run eagerly."""
+    batch, raw = to_carrier(run.blank_arrays(1), run.stage.codec, run.stage.patch)
+    at = run.stage.process.level(jnp.full((*batch.examples.valid.shape, 1), 0.5))
+    key = jax.random.fold_in(jax.random.key(run.seed), np.uint32(0x1417))
+    params = run.stage.denoiser.init(key, batch, at, raw, method="start")
+    return states.create({"params": params["params"]}, run.optimizer.transform(), run.ema)
+
+
+def parameter_count(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def make_program(run: Run) -> Program:
+    """Everything but compilation, which the first step does.
+
+    Raises:
+      UserError: the mesh does not fit the devices, a parameter no rule of the optimizer matches.
+    """
+    mesh = make_mesh(run.mesh)
+    rules = table(run.rules)
+    boxed = jax.eval_shape(lambda: initialise(run))
+    placed = shardings(boxed, mesh, rules)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        unbox(boxed),
+        placed,
+    )
+    rows = batch_sharding(mesh)
+    step = make_step(run.stage, run.objective, run.optimizer.transform(), run.seed)
+
+    @contextlib.contextmanager
+    def ambient() -> Iterator[None]:
+        with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+            yield
+
+    init_jit = jax.jit(lambda: unbox(initialise(run)), out_shardings=placed)
+    step_jit = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+
+    def init() -> TrainState:
+        with ambient():
+            return init_jit()
+
+    def advance(state: TrainState, arrays: Mapping[str, Any]):
+        with ambient():
+            return step_jit(state, arrays)
+
+    return Program(mesh=mesh, abstract=abstract, batch_sharding=rows, init=init, step=advance)

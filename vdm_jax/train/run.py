@@ -1,0 +1,115 @@
+"""One run: everything that a config names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.loaders import PackedVideo
+from vdm_jax.objectives.denoise import Objective
+from vdm_jax.stage import Stage
+from vdm_jax.train.optim import Optimizer
+from vdm_jax.types import Count, Natural
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A video to sample while training, to look at."""
+
+    text: str
+    frames: Count
+    height: Count
+    width: Count
+    fps: Natural = 8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """`knobs` are named numbers that several parts refer to (`config.knobs.get_ref`).
+
+    Attributes:
+      ema: decay rates; one shadow of the weights is kept for each, the first is sampled from.
+      mesh: devices along `data`, `fsdp`, `seq`, `tensor`; -1 takes the rest.
+      rules: name of the table that maps logical axes to mesh axes (`parallel/rules.py`).
+      skip_limit: so many non-finite steps in a row end the run with exit code 5.
+      validation_rows: rows of the held-out batch; 0 for none.
+    """
+
+    stage: Stage
+    objective: Objective
+    data: PackedVideo
+    optimizer: Optimizer
+    seed: Natural
+    steps: Count
+    microbatches: Count = 1
+    ema: tuple[float, ...] = (0.999,)
+    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
+    rules: str = "dp"
+    save_every: Count = 500
+    keep: Count = 3
+    log_every: Count = 20
+    validate_every: Natural = 0
+    validation_rows: Natural = 0
+    sample_every: Natural = 0
+    prompts: tuple[Prompt, ...] = ()
+    skip_limit: Count = 20
+    knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def problems(self, devices: int) -> list[str]:
+        """Everything wrong with this run on so many devices, one sentence each."""
+        found = self.stage.problems()
+        found += self.data.problems(devices=devices, microbatches=self.microbatches)
+        if tuple(self.data.patch) != tuple(self.stage.patch):
+            found.append(f"data.patch is {self.data.patch}, stage.patch is {self.stage.patch}.")
+        found += [
+            f"ema rate {rate} must be between 0 and 1." for rate in self.ema if not 0 <= rate < 1
+        ]
+        if not self.ema:
+            found.append("ema is empty; name at least one rate, such as 0.999.")
+        if self.validate_every and not (self.validation_rows and self.data.holdout > 0):
+            found.append("validate_every needs validation_rows and data.holdout above 0.")
+        if self.sample_every and not self.prompts:
+            found.append("sample_every needs prompts.")
+        for index, prompt in enumerate(self.prompts):
+            size = (prompt.frames, prompt.height, prompt.width)
+            found += [f"prompts[{index}]: {line}" for line in size_problems(self.stage, size)]
+        return found
+
+    def blank_arrays(self, rows: int) -> dict[str, np.ndarray]:
+        """Padding alone, in the shapes and dtypes of one microbatch of the loader."""
+        n, e, l = self.data.tokens, self.data.segments, self.data.text_tokens
+        arrays = {
+            "patches": np.zeros((rows, n, self.stage.patch_features), np.uint8),
+            "segment": np.zeros((rows, n), np.int32),
+            "position": np.zeros((rows, n, 3), np.int32),
+            "raster": np.zeros((rows, n), np.int32),
+            "text": np.zeros((rows, l), np.int32),
+            "text_segment": np.zeros((rows, l), np.int32),
+            "text_position": np.zeros((rows, l), np.int32),
+            "id": np.zeros((rows, e, 2), np.uint32),
+            "visit": np.zeros((rows, e), np.int32),
+            "ordinal": np.zeros((rows, e), np.int32),
+            "valid": np.zeros((rows, e), bool),
+            "grid": np.zeros((rows, e, 3), np.int32),
+            "fps": np.zeros((rows, e), np.float32),
+            "source": np.zeros((rows, e), np.int32),
+        }
+        if self.data.patch[0] > 1:
+            arrays["cells"] = np.zeros(arrays["patches"].shape, bool)
+        return arrays
+
+
+def size_problems(stage: Stage, size: tuple[int, int, int]) -> list[str]:
+    """Why a video of (frames, height, width) cannot be made by this stage; nearest legal size."""
+    found = []
+    names = ("frames", "height", "width")
+    units = [s * p for s, p in zip(stage.codec.stride, stage.patch, strict=True)]
+    for axis, (name, value, unit) in enumerate(zip(names, size, units, strict=True)):
+        # Time may be any length: patches are padded at the front and the padding is cut off.
+        if value < 1 or (axis > 0 and value % unit):
+            near = max(unit, round(value / unit) * unit)
+            found.append(f"{name} is {value}; it must be a multiple of {unit}, such as {near}.")
+    return found

@@ -1,0 +1,223 @@
+"""How a run begins: afresh, from where it stopped, from another run's weights or checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from data_pipeline.text import Tokenizer
+from vdm_jax.config import UserError, build, from_json, problems, to_json
+from vdm_jax.train import lineage, log, outcome
+from vdm_jax.train.checkpoint import Checkpoints
+from vdm_jax.train.feed import to_device
+from vdm_jax.train.loop import Loop, Position
+from vdm_jax.train.meter import CompileCounter, Meter
+from vdm_jax.train.observe import Many, Samples, Validation
+from vdm_jax.train.profile import Profile
+from vdm_jax.train.program import Program, make_program, parameter_count
+from vdm_jax.train.run import Run
+from vdm_jax.train.state import TrainState
+
+TIMED_STEPS = 20
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """`Start(workdir=...)(config)` trains and returns the process's exit code."""
+
+    workdir: str
+    init: str | None = None
+    fork: str | None = None
+    minutes: float | None = None
+    profile: str | None = None
+    console: Console = dataclasses.field(default_factory=lambda: Console(stderr=True))
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.workdir)
+
+    def __call__(self, config: ConfigDict) -> int:
+        """Raises: UserError, before anything is compiled or written, for every mistake."""
+        profile = Profile.parse(self.profile, self.folder / "profile")
+        config, changed = self._settle(config)
+        run = check(config)
+        with CompileCounter() as compiled:
+            program = make_program(run)
+            if self.minutes and not self._resumes:
+                config.steps = steps_for(self.minutes, run, program)
+                run = check(config)
+                program = make_program(run)
+            with (
+                Checkpoints(self.folder / "checkpoints", keep=run.keep) as checkpoints,
+                log.open_writers(self.folder) as writer,
+            ):
+                state, position, origin = self._state(run, program, checkpoints)
+                self._write_config(config, run)
+                restored = int(state.step)
+                event = {
+                    "restored_step": restored,
+                    "origin": origin,
+                    "changed": {path: list(pair) for path, pair in changed.items()},
+                    "steps": run.steps,
+                    "parameters": parameter_count(state.params),
+                    "mesh": dict(program.mesh.shape),
+                    "versions": versions(),
+                }
+                writer.text(restored, {"start": event})
+                self._announce(run, event)
+                loop = Loop(
+                    run=run, program=program, checkpoints=checkpoints, writer=writer,
+                    observers=observers(run, self.folder), profile=profile,
+                    meter=Meter(console=self.console),
+                    meta={"data": run.data.fingerprint(), "origin": origin},
+                )  # fmt: skip
+                code, state = loop(state, position)
+            outcome.write(self.folder, run, state, loop.meter, compiled.programs)
+        return code
+
+    @property
+    def _resumes(self) -> bool:
+        return (self.folder / "config.json").is_file()
+
+    def _settle(self, config: ConfigDict) -> tuple[ConfigDict, Mapping[str, tuple[Any, Any]]]:
+        """The config this run will have, and what changed since it last ran."""
+        if not self._resumes:
+            if (self.folder / "checkpoints").is_dir():
+                raise UserError(
+                    f"{self.workdir} holds checkpoints but no config.json, so it cannot be told "
+                    "what they are; take a new --workdir.",
+                    code=4,
+                )
+            return config, {}
+        for flag, value in (("--init", self.init), ("--fork", self.fork)):
+            if value:
+                raise UserError(f"{self.workdir} already holds a run; {flag} needs a new --workdir.")
+        old = from_json((self.folder / "config.json").read_text())
+        new = from_json(to_json(config))
+        if self.minutes:  # the number of steps was fixed when the run began
+            config.steps = new.steps = old.steps
+        return config, lineage.check_resume(old, new, self.workdir)
+
+    def _state(
+        self, run: Run, program: Program, checkpoints: Checkpoints
+    ) -> tuple[TrainState, Position, dict[str, Any]]:
+        """(state, place in the data, where they come from)."""
+        step = checkpoints.newest()
+        if step is not None:
+            meta = checkpoints.meta(step)
+            lineage.check_data(meta["data"], run.data.fingerprint(), self.workdir)
+            items = checkpoints.restore(step, program.abstract.items())
+            return TrainState.of(items), position_of(meta), meta["origin"]
+        if self.fork:
+            return self._forked(run, program, self.fork)
+        state = program.init()
+        if not self.init:
+            return state, Position(), {}
+        with Checkpoints(Path(self.init) / "checkpoints") as other:
+            step = newest_of(other, self.init)
+            source = other.restore_numpy(step, ("ema",))["ema"]
+        params, report = lineage.take_matching(state.params, next(iter(source.values())))
+        self.console.print(report)
+        params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, state.params))
+        ema = {rate: jax.tree.map(jax.numpy.copy, params) for rate in state.ema}
+        return state.replace(params=params, ema=ema), Position(), {"init": self.init, "step": step}
+
+    def _forked(self, run: Run, program: Program, fork: str):
+        found = re.fullmatch(r"(.+)@(\d+)(:ema)?", fork)
+        if not found:
+            raise UserError(f"--fork is '{fork}'; write DIR@STEP or DIR@STEP:ema.")
+        folder, step, averaged = found[1], int(found[2]), bool(found[3])
+        with Checkpoints(Path(folder) / "checkpoints") as other:
+            if step not in other.steps():
+                raise UserError(f"--fork: {folder} has no checkpoint {step}; it has {other.steps()}.")
+            meta = other.meta(step)
+            state = TrainState.of(other.restore(step, program.abstract.items()))
+        if averaged:
+            state = state.replace(params=jax.tree.map(jax.numpy.copy, next(iter(state.ema.values()))))
+        same_data = meta["data"] == run.data.fingerprint()
+        origin = {"fork": folder, "step": step, "weights": "ema" if averaged else "params"}
+        return state, position_of(meta) if same_data else Position(), origin
+
+    def _write_config(self, config: ConfigDict, run: Run) -> None:
+        if jax.process_index() == 0:
+            (self.folder / "config.json").write_text(to_json(config))
+            shutil.copyfile(run.data.tokenizer_path, self.folder / "tokenizer.json")
+
+    def _announce(self, run: Run, event: Mapping[str, Any]) -> None:
+        what = f"{event['parameters']:,} parameters on {jax.device_count()} {jax.default_backend()}"
+        at = f"from step {event['restored_step']} " if event["restored_step"] else ""
+        self.console.print(f"{self.workdir}: {what}, {at}to step {run.steps}")
+        for path, (old, new) in event["changed"].items():
+            self.console.print(f"changed: {path} {old!r} -> {new!r}")
+
+
+def check(config: ConfigDict) -> Run:
+    """The run of a config.
+
+    Raises:
+      UserError: every mistake found, a line each; nothing is compiled and no array allocated.
+    """
+    found = problems(config)
+    if not found:
+        run = build(config)
+        found = run.problems(jax.device_count())
+    if found:
+        raise UserError("\n  ".join([f"{len(found)} mistake(s) in the config:", *found]))
+    return run
+
+
+def observers(run: Run, folder: Path) -> Many:
+    found: list[Any] = []
+    if run.validate_every:
+        found.append(Validation(run, run.data.validation(run.validation_rows).arrays))
+    if run.sample_every:
+        found.append(Samples(run, Tokenizer(str(folder / "tokenizer.json")), folder / "samples"))
+    return Many(tuple(found))
+
+
+def steps_for(minutes: float, run: Run, program: Program) -> int:
+    """How many steps fit into `minutes`, by timing some on a state that is then thrown away.
+
+    Fixed before the run begins, and recorded in its config, so that schedules know their end and a
+    resumed run is the same run.
+    """
+    state = program.init()
+    batches = run.data.batches(devices=program.row_devices, microbatches=run.microbatches)
+    spans = []
+    for _ in range(TIMED_STEPS + 1):
+        start = time.perf_counter()
+        arrays = to_device(next(batches).arrays, program.batch_sharding)
+        state, metrics = program.step(state, arrays)
+        jax.block_until_ready(metrics)
+        spans.append(time.perf_counter() - start)
+    batches.close()
+    typical = sorted(spans[1:])[TIMED_STEPS // 2]  # the first one compiles
+    return max(1, int(minutes * 60 / typical))
+
+
+def newest_of(checkpoints: Checkpoints, folder: str) -> int:
+    step = checkpoints.newest()
+    if step is None:
+        raise UserError(f"'{folder}' has no checkpoint.", code=4)
+    return step
+
+
+def position_of(meta: Mapping[str, Any]) -> Position:
+    return Position(meta["cursor"], tuple((c, o, r) for c, o, r in meta["bad"]))
+
+
+def versions() -> dict[str, str]:
+    found = {package: metadata.version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), **found}
