@@ -1,4 +1,4 @@
-"""Set before JAX starts: eight simulated devices, shape checks on, no accelerator."""
+"""Set before JAX starts: eight simulated devices, no accelerator, shapes checked at call time."""
 
 import os
 
@@ -7,6 +7,23 @@ flags = os.environ.get("XLA_FLAGS", "")
 if "host_platform_device_count" not in flags:
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8".strip()
 
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(["vdm_jax.batch", "vdm_jax.diffusion"], "beartype.beartype")
+
+from tests import workbench  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory):
+    """The manifest of a small generated data set."""
+    return workbench.make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, manifest):
+    """A smoke run of six steps, checkpoints at 3 and 6."""
+    workdir = tmp_path_factory.mktemp("run") / "smoke"
+    workbench.vdm(*workbench.train(workdir, manifest, "--steps=6", "--config.save_every=3"))
+    return workdir

@@ -27,10 +27,10 @@ CAPTION = 12
 def write_all(
     pipeline: Pipeline, requests: Sequence[Request], sampler: Sampler, folder: Path
 ) -> dict[str, Any]:
-    """Make every request and write it to `folder`; what is there already from an earlier, stopped
-    call of the same model and request is kept.
+    """Make every request and write it to `folder`, each file as soon as it is made.
 
-    Returns {'model', 'files', 'sheet', 'failed'}; a video that is not finite is listed as failed.
+    Returns {'model', 'files', 'sheet', 'failed'}; `failed` are the indices of requests whose video
+    has a value that is not finite. They are not written.
 
     Raises:
       UserError: the folder cannot be written to (code 6), before anything is sampled.
@@ -42,10 +42,14 @@ def write_all(
     except OSError as error:
         raise UserError(f"cannot write to '{folder}': {error.strerror}.", code=6) from error
     records: list[dict[str, Any]] = []
+    failed: list[int] = []
     videos: list[tuple[str, np.ndarray]] = []
     made = pipeline(requests, sampler=sampler)
     for index, video in track(made, "sampling", len(requests), console=Console(stderr=True)):
         request = requests[index]
+        if video is None:
+            failed.append(index)
+            continue
         path = folder / file_name(index, request)
         about = {"model": pipeline.digest, "config": pipeline.config, "index": index}
         about |= dataclasses.asdict(request)
@@ -54,9 +58,10 @@ def write_all(
         videos.append((request.prompt, video))
         write_json(folder / "index.json", records)
     sheet = folder / "sheet.webp"
-    write_sheet(sheet, videos)
+    if videos:
+        write_sheet(sheet, videos)
     files = [str(folder / record["file"]) for record in records]
-    return {"model": pipeline.digest, "files": files, "sheet": str(sheet)}
+    return {"model": pipeline.digest, "files": files, "sheet": str(sheet), "failed": failed}
 
 
 def file_name(index: int, request: Request) -> str:

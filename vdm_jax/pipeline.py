@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,14 @@ class Pipeline:
     params: Params
     tokenizer: Tokenizer
     capacity: Capacity
-    digest: str = ""
+    digest: str = ""  # of the weights
+    config: str = ""  # of the run's config.json
 
     def __call__(
         self, requests: Sequence[Request], *, sampler: Sampler | None = None
-    ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yields (index of the request, uint8 video (t h w c)) as calls finish.
+    ) -> Iterator[tuple[int, np.ndarray | None]]:
+        """Yields (index of the request, uint8 video (t h w c)) as calls finish; None for a video
+        with a value that is not finite.
 
         Raises:
           UserError: a size that the patches do not divide, or a video larger than a row can be.
@@ -73,10 +75,10 @@ class Pipeline:
         for group in self._groups(requests, capacity):
             arrays = self._arrays([requests[i] for row in group for i in row], group, capacity)
             latents = _generate(self.stage, sampler, self.params, arrays)
-            pixels = self.stage.codec.decode({}, latents.x)
-            videos = unpack(latents.replace(x=pixels))
             order = [index for row in group for index in row]
-            yield from zip(order, videos, strict=True)
+            for index, video in zip(order, unpack(latents), strict=True):
+                finite = np.isfinite(video).all()
+                yield index, np.asarray(self.stage.codec.decode({}, video)) if finite else None
 
     def grid(self, request: Request) -> tuple[int, int, int]:
         """Cells (t, y, x) of a request; time is rounded up to whole patches."""
@@ -226,7 +228,8 @@ def load(workdir: str | Path, *, step: int | None = None, rate: str | None = Non
     folder = Path(workdir)
     if not (folder / "config.json").is_file():
         raise UserError(f"'{workdir}' is no run directory: it has no config.json.", code=4)
-    run = build(from_json((folder / "config.json").read_text()))
+    config = (folder / "config.json").read_text()
+    run = build(from_json(config))
     rate = rate or str(run.ema[0])
     with Checkpoints(folder / "checkpoints") as checkpoints:
         step = checkpoints.newest() if step is None else step
@@ -244,6 +247,7 @@ def load(workdir: str | Path, *, step: int | None = None, rate: str | None = Non
         tokenizer=Tokenizer(str(folder / "tokenizer.json")),
         capacity=capacity_of(run.data),
         digest=digest({"ema": params}),
+        config=hashlib.sha256(config.encode()).hexdigest(),
     )
 
 
@@ -252,13 +256,3 @@ def capacity_of(data: Any, rows: int = 2) -> Capacity:
     return Capacity(
         rows=rows, tokens=data.tokens, text_tokens=data.text_tokens, segments=data.segments
     )
-
-
-def describe(request: Request, digest: str, config: str) -> dict[str, str]:
-    """What a written video says of its own making, for its metadata."""
-    return {
-        "title": request.prompt,
-        "comment": json.dumps(
-            {"model": digest, "config": config, **dataclasses.asdict(request)}, sort_keys=True
-        ),
-    }

@@ -28,22 +28,23 @@ def load(arguments: Sequence[str]) -> ConfigDict:
     if not Path(file).is_file():
         near = sorted(str(p) for p in Path("experiments").glob("*.py"))
         raise UserError(f"there is no config file '{file}'.{suggestion(file, near)}")
-    values = flags.FlagValues()  # private: nothing of absl's global state is touched
-    config_flags.DEFINE_config_file("config", flag_values=values)
+    overrides = [word for word in arguments if not word.startswith("--config=")]
     try:
-        values(["vdm", *(word for word in arguments if word.startswith("--config="))])
-        config = values.config
-        overrides = [word for word in arguments if not word.startswith("--config=")]
-        _check_overrides(config, overrides)
-        values.unparse_flags()
-        values(["vdm", *arguments])
-        return values.config
+        _check_overrides(_parse([f"--config={path}"]), overrides)
+        return _parse([f"--config={path}", *overrides])
     except UserError:
         raise
     except flags.Error as error:
-        raise UserError(_first_sentence(error)) from error
+        raise UserError(_one_line(error)) from error
     except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: {_first_sentence(error)}") from error
+        raise UserError(f"{file}: {_one_line(error)}") from error
+
+
+def _parse(words: Sequence[str]) -> ConfigDict:
+    values = flags.FlagValues()  # private: absl's global state stays as it is
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["vdm", *words])
+    values(["vdm", *words])
+    return values.config
 
 
 def _check_overrides(config: ConfigDict, overrides: Sequence[str]) -> None:
@@ -56,6 +57,6 @@ def _check_overrides(config: ConfigDict, overrides: Sequence[str]) -> None:
             raise UserError(f"the config has no '{path}'.{suggestion(path, known)}")
 
 
-def _first_sentence(error: Exception) -> str:
-    text = str(error.args[0] if error.args else error)
-    return " ".join(text.strip().strip("'\"").splitlines()[0].split()).rstrip(".") + "."
+def _one_line(error: Exception) -> str:
+    text = str(error.args[0] if error.args else error).replace("\\n", " ").replace("\\'", "'")
+    return " ".join(text.split()).rstrip(".?") + "."

@@ -56,7 +56,9 @@ def examine() -> dict[str, Any]:
             problems.append(f"{package} is not installed; run pip install -r requirements.txt.")
     free = shutil.disk_usage(os.getcwd()).free / 2**30
     if free < NEEDED_GIB:
-        problems.append(f"{free:.1f} GiB of disk are free; checkpoints want {NEEDED_GIB:g} or more.")
+        problems.append(
+            f"{free:.1f} GiB of disk are free; checkpoints want {NEEDED_GIB:g} or more."
+        )
     devices = _devices(problems)
     return {
         "versions": versions,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--width", default="24", help="pixels")
     parser.add_argument("--fps", type=float, default=8)
     parser.add_argument("--num", type=int, default=1, help="videos of each prompt and size")
-    parser.add_argument("--seed", type=int, default=0, help="of the first; the next are seed + 1 ...")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first; the next are seed + 1 ..."
+    )
     parser.add_argument("--steps", type=int, help="sampler steps (the run's own)")
     parser.add_argument("--guidance", type=float, help="strength; 1 is none (the run's own)")
     parser.add_argument("--step", type=int, help="which checkpoint (the newest that verifies)")
@@ -40,17 +42,15 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     from vdm_jax.gallery import write_all
 
     made = pipeline.load(args.workdir, step=args.step)
-    sampler = made.stage.sampler
-    if args.steps is not None:
-        sampler = dataclasses.replace(sampler, steps=args.steps)
-    if args.guidance is not None:
-        sampler = sampler.guided(args.guidance)
+    sampler = made.stage.sampler.override(steps=args.steps, guidance=args.guidance)
     found = write_all(made, requests, sampler, Path(args.out))
     if args.json:
         print(json.dumps(found))
     else:
-        print("\n".join(found["files"]))
-    return 0
+        print("\n".join([*found["files"], found["sheet"]]))
+    if found["failed"]:
+        print(f"vdm sample: not finite, not written: {found['failed']}", file=sys.stderr)
+    return 5 if found["failed"] else 0
 
 
 def plan(args: argparse.Namespace) -> list[Any]:

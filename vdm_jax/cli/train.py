@@ -10,7 +10,9 @@ from vdm_jax.config import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", required=True, help="the run's directory, new or to go on with")
+    parser.add_argument(
+        "--workdir", required=True, help="the run's directory, new or to go on with"
+    )
     parser.add_argument("--steps", type=int, help="train up to this step (config.steps)")
     parser.add_argument(
         "--minutes", type=float, help="time twenty steps, then fix config.steps to fill the minutes"

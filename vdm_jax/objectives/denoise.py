@@ -41,7 +41,7 @@ class Objective(Protocol):
         batch: Frames | Packed,
         raw: Mapping[str, Any],
         seed: int,
-        t: float | Array,
+        t: float,
     ) -> Float[Array, "b e"]:
         """Unweighted error of each example at a fixed time, with noise fixed by the example."""
 
@@ -58,17 +58,17 @@ class Denoise:
     power: Fraction = 1.0
 
     def __call__(self, stage, params, batch, raw, seed):
-        t = self.times(batch.keys(seed, "time"), stage.process)
-        at = stage.process.level(t)
+        process = stage.process.on(batch)
+        at = process.level(self.times(batch.keys(seed, "time"), batch, process))
         dropped = draw_dropped(stage.denoiser.signals, batch, seed)
         err, max_logit = _error(stage, params, batch, raw, at, batch.keys(seed, "noise"), dropped)
-        weight = self.weight(at, stage.process, stage.denoiser.parameterization)
+        weight = self.weight(at, stage.denoiser.parameterization, process)
         total, count = batch.total(err * batch.spread(weight), self.power)
         return total, count, {"max_logit": max_logit}
 
     def errors(self, stage, params, batch, raw, seed, t):
         b, e = batch.examples.valid.shape
-        at = stage.process.level(jnp.broadcast_to(t, (b, e, 1)))
+        at = stage.process.on(batch).level(jnp.full((b, e, 1), t))
         keys = batch.keys(seed, "validation")
         err, _ = _error(stage, params, batch, raw, at, keys, {})
         return batch.reduce(err, "mean")
@@ -88,5 +88,3 @@ def _error(stage, params, batch, raw, at, noise_keys, dropped) -> tuple[Array, A
     largest = jnp.max(jnp.stack([leaf.max() for leaf in logits])) if logits else jnp.zeros(())
     target = denoiser.parameterization.target(batch.x, eps, here)
     return jnp.square(out - target), jax.lax.stop_gradient(largest)
-
-

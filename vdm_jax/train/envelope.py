@@ -143,7 +143,7 @@ def read_manifest(folder: epath.Path) -> Manifest:
     _check_format(step, COMMIT, marker)
     text = _small(folder, MANIFEST, MANIFEST_BYTES, "no-manifest")
     if hashlib.sha256(text).hexdigest() != marker.get("manifest"):
-        raise Damaged(step, MANIFEST, "manifest", "its SHA-256 is not the one in COMMIT")
+        raise Damaged(step, MANIFEST, "manifest", "it and COMMIT disagree")
     fields = _json(step, MANIFEST, text)
     _check_format(step, MANIFEST, fields)
     try:

@@ -130,4 +130,3 @@ def batch_digest(arrays: Mapping[str, np.ndarray]) -> str:
     for name in ("id", "visit", "valid"):
         found.update(np.ascontiguousarray(arrays[name]).tobytes())
     return found.hexdigest()[:16]
-

@@ -29,6 +29,7 @@ def write(
     if jax.process_index() != 0:
         return
     losses = loss_curve(folder)
+    tenth = max(1, len(losses) // 10)
     update_summary(
         folder,
         {
@@ -38,8 +39,8 @@ def write(
                 "updates": int(state.guard.updates),
                 "skipped": int(state.guard.skipped),
                 "compiled_programs": programs.get(STEP_PROGRAM, 0),
-                "first_loss": mean_of([loss for _, loss in losses[:20]]),
-                "last_loss": mean_of([loss for _, loss in losses[-20:]]),
+                "first_loss": mean_of([loss for _, loss in losses[:tenth]]),
+                "last_loss": mean_of([loss for _, loss in losses[-tenth:]]),
             }
         },
     )

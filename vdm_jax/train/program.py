@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.parallel.mesh import make_mesh
-from vdm_jax.parallel.place import batch_sharding, shardings, unbox
+from vdm_jax.parallel.place import abstract, batch_sharding, unbox
 from vdm_jax.parallel.rules import table
 from vdm_jax.train import state as states
 from vdm_jax.train.feed import to_carrier
@@ -47,7 +47,7 @@ class Program:
 def initialise(run: Run) -> TrainState:
     """A fresh state, its parameters boxed with logical axis names; traced, never run eagerly."""
     batch, raw = to_carrier(run.blank_arrays(1), run.stage.codec, run.stage.patch)
-    at = run.stage.process.level(jnp.full((*batch.examples.valid.shape, 1), 0.5))
+    at = run.stage.process.on(batch).level(jnp.full((*batch.examples.valid.shape, 1), 0.5))
     key = jax.random.fold_in(jax.random.key(run.seed), np.uint32(0x1417))
     params = run.stage.denoiser.init(key, batch, at, raw, method="start")
     return states.create({"params": params["params"]}, run.optimizer.transform(), run.ema)
@@ -66,12 +66,8 @@ def make_program(run: Run) -> Program:
     mesh = make_mesh(run.mesh)
     rules = table(run.rules)
     boxed = jax.eval_shape(lambda: initialise(run))
-    placed = shardings(boxed, mesh, rules)
-    abstract = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        unbox(boxed),
-        placed,
-    )
+    whole = abstract(boxed, mesh, rules)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, whole)
     rows = batch_sharding(mesh)
     step = make_step(run.stage, run.objective, run.optimizer.transform(), run.seed)
 
@@ -91,4 +87,4 @@ def make_program(run: Run) -> Program:
         with ambient():
             return step_jit(state, arrays)
 
-    return Program(mesh=mesh, abstract=abstract, batch_sharding=rows, init=init, step=advance)
+    return Program(mesh=mesh, abstract=whole, batch_sharding=rows, init=init, step=advance)

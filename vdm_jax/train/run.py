@@ -36,6 +36,7 @@ class Run:
       rules: name of the table that maps logical axes to mesh axes (`parallel/rules.py`).
       skip_limit: so many non-finite steps in a row end the run with exit code 5.
       validation_rows: rows of the held-out batch; 0 for none.
+      wandb: arguments of `wandb.init` (project, name ...) to log there too.
     """
 
     stage: Stage
@@ -56,6 +57,7 @@ class Run:
     sample_every: Natural = 0
     prompts: tuple[Prompt, ...] = ()
     skip_limit: Count = 20
+    wandb: Mapping[str, str] | None = None
     knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def problems(self, devices: int) -> list[str]:

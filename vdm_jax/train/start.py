@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import platform
 import re
@@ -30,6 +31,7 @@ from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
 
 TIMED_STEPS = 20
+Changes = Mapping[str, tuple[Any, Any]]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain")
 
 
@@ -61,22 +63,21 @@ class Start:
                 program = make_program(run)
             with (
                 Checkpoints(self.folder / "checkpoints", keep=run.keep) as checkpoints,
-                log.open_writers(self.folder) as writer,
+                contextlib.closing(log.only_first(lambda: writers(run, self.folder))) as writer,
             ):
                 state, position, origin = self._state(run, program, checkpoints)
                 self._write_config(config, run)
                 restored = int(state.step)
-                event = {
-                    "restored_step": restored,
-                    "origin": origin,
-                    "changed": {path: list(pair) for path, pair in changed.items()},
-                    "steps": run.steps,
-                    "parameters": parameter_count(state.params),
-                    "mesh": dict(program.mesh.shape),
-                    "versions": versions(),
-                }
-                writer.text(restored, {"start": event})
-                self._announce(run, event)
+                count = parameter_count(state.params)
+                writer.text(
+                    restored,
+                    {
+                        "restored_step": restored, "origin": origin, "changed": changed,
+                        "steps": run.steps, "parameters": count,
+                        "mesh": dict(program.mesh.shape), "versions": versions(),
+                    },
+                )  # fmt: skip
+                self._announce(run, restored, count, changed)
                 loop = Loop(
                     run=run, program=program, checkpoints=checkpoints, writer=writer,
                     observers=observers(run, self.folder), profile=profile,
@@ -91,7 +92,7 @@ class Start:
     def _resumes(self) -> bool:
         return (self.folder / "config.json").is_file()
 
-    def _settle(self, config: ConfigDict) -> tuple[ConfigDict, Mapping[str, tuple[Any, Any]]]:
+    def _settle(self, config: ConfigDict) -> tuple[ConfigDict, Changes]:
         """The config this run will have, and what changed since it last ran."""
         if not self._resumes:
             if (self.folder / "checkpoints").is_dir():
@@ -103,7 +104,9 @@ class Start:
             return config, {}
         for flag, value in (("--init", self.init), ("--fork", self.fork)):
             if value:
-                raise UserError(f"{self.workdir} already holds a run; {flag} needs a new --workdir.")
+                raise UserError(
+                    f"{self.workdir} already holds a run; {flag} needs a new --workdir."
+                )
         old = from_json((self.folder / "config.json").read_text())
         new = from_json(to_json(config))
         if self.minutes:  # the number of steps was fixed when the run began
@@ -141,11 +144,15 @@ class Start:
         folder, step, averaged = found[1], int(found[2]), bool(found[3])
         with Checkpoints(Path(folder) / "checkpoints") as other:
             if step not in other.steps():
-                raise UserError(f"--fork: {folder} has no checkpoint {step}; it has {other.steps()}.")
+                raise UserError(
+                    f"--fork: {folder} has no checkpoint {step}; it has {other.steps()}."
+                )
             meta = other.meta(step)
             state = TrainState.of(other.restore(step, program.abstract.items()))
         if averaged:
-            state = state.replace(params=jax.tree.map(jax.numpy.copy, next(iter(state.ema.values()))))
+            state = state.replace(
+                params=jax.tree.map(jax.numpy.copy, next(iter(state.ema.values())))
+            )
         same_data = meta["data"] == run.data.fingerprint()
         origin = {"fork": folder, "step": step, "weights": "ema" if averaged else "params"}
         return state, position_of(meta) if same_data else Position(), origin
@@ -155,11 +162,13 @@ class Start:
             (self.folder / "config.json").write_text(to_json(config))
             shutil.copyfile(run.data.tokenizer_path, self.folder / "tokenizer.json")
 
-    def _announce(self, run: Run, event: Mapping[str, Any]) -> None:
-        what = f"{event['parameters']:,} parameters on {jax.device_count()} {jax.default_backend()}"
-        at = f"from step {event['restored_step']} " if event["restored_step"] else ""
-        self.console.print(f"{self.workdir}: {what}, {at}to step {run.steps}")
-        for path, (old, new) in event["changed"].items():
+    def _announce(self, run: Run, restored: int, count: int, changed: Changes) -> None:
+        where = f"{jax.device_count()} {jax.default_backend()} device(s)"
+        at = f"from step {restored} " if restored else ""
+        self.console.print(
+            f"{self.workdir}: {count:,} parameters on {where}, {at}to step {run.steps}"
+        )
+        for path, (old, new) in changed.items():
             self.console.print(f"changed: {path} {old!r} -> {new!r}")
 
 
@@ -176,6 +185,16 @@ def check(config: ConfigDict) -> Run:
     if found:
         raise UserError("\n  ".join([f"{len(found)} mistake(s) in the config:", *found]))
     return run
+
+
+def writers(run: Run, folder: Path) -> log.Writer:
+    found: list[log.Writer] = [
+        log.JsonLines(folder / "metrics.jsonl"),
+        log.TensorBoard(folder / "tb"),
+    ]
+    if run.wandb:
+        found.append(log.Wandb(dir=str(folder), **run.wandb))
+    return log.Many(found)
 
 
 def observers(run: Run, folder: Path) -> Many:

@@ -1,0 +1,50 @@
+"""A small real data set, a run trained on it, and `vdm` as a process: shared by several tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SMOKE = "--config=experiments/demo.py:smoke"
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """One CPU device, whatever the tests themselves run on."""
+    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return clean | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | extra
+
+
+def call(*words: object, module: str = "vdm_jax") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT)
+
+
+def vdm(*words: object) -> subprocess.CompletedProcess[str]:
+    """The command, which must succeed."""
+    done = call(*words)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def make_data(folder: Path, clips: int = 40) -> Path:
+    """Generated clips and their manifest; returns the manifest."""
+    for words in (
+        ("generate", folder / "clips", "--clips", clips, "--seed", 0),
+        ("index", folder / "clips", "--out", folder / "manifest"),
+    ):
+        done = call(*words, module="data_pipeline")
+        assert done.returncode == 0, done.stderr
+    return folder / "manifest"
+
+
+def train(workdir: Path, manifest: Path, *more: str) -> tuple[str, ...]:
+    """The words of a smoke run."""
+    return ("train", SMOKE, f"--workdir={workdir}", f"--config.knobs.manifest={manifest}", *more)
+
+
+def digest(workdir: Path) -> dict[str, object]:
+    return json.loads(vdm("digest", workdir, "--json").stdout)
