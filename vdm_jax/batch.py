@@ -19,7 +19,7 @@ Tokens are in raster order, t-major; a flattened patch is (pt, ph, pw, c) with c
 from __future__ import annotations
 
 import zlib
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,19 @@ class Examples:
 
 
 class _Carrier:
-    """The questions both carriers answer alike, given `_cells`, `examples` and `level`."""
+    """The questions both carriers answer alike."""
+
+    x: Array
+    segment: Array
+    examples: Examples
+    mask: Array | None
+    level: Array | None
+    known: Array | None
+    given: Array | None
+
+    if TYPE_CHECKING:
+
+        def replace(self, **changes: Any) -> Self: ...
 
     def keys(self, seed: int | Array, purpose: str) -> ExampleKeys:
         """One key per example, a pure function of (seed, purpose, example id, visit)."""
@@ -141,7 +153,7 @@ class _Carrier:
         if self.known is None:
             return x
         known = self.known.reshape(self.known.shape + (1,) * (x.ndim - 2))
-        return jnp.where(known, self.given, x)
+        return jnp.where(known, cast(Array, self.given), x)
 
     def _cell_keys(self, keys: ExampleKeys, counter: Int[Array, "b cells"]) -> Key[Array, "b c"]:
         data = jax.random.key_data(keys)
@@ -236,11 +248,12 @@ def unpack(batch: Packed) -> list[np.ndarray]:
     mask = None if batch.mask is None else np.asarray(batch.mask)
     videos = []
     for row, index in zip(rows, segments, strict=True):
-        grid = tuple(int(extent) for extent in np.asarray(batch.examples.grid)[row, index])
+        t, h, w = (int(extent) for extent in np.asarray(batch.examples.grid)[row, index])
+        grid = (t, h, w)
         inside = segment[row] == index + 1
         tokens = np.zeros((int(np.prod(grid)), x.shape[-1]), x.dtype)
         tokens[raster[row, inside]] = x[row, inside]
-        video = unpatchify(tokens, grid, batch.patch)
+        video = cast(np.ndarray, unpatchify(tokens, grid, batch.patch))
         if mask is not None:
             cells = np.ones(tokens.shape, bool)
             cells[raster[row, inside]] = mask[row, inside]

@@ -16,8 +16,11 @@ from vdm_jax.types import Params
 
 
 class Codec(Protocol):
-    stride: tuple[int, int, int]
-    channels: int
+    @property
+    def stride(self) -> tuple[int, int, int]: ...
+
+    @property
+    def channels(self) -> int: ...
 
     def encode(self, params: Params, video: Any) -> Any:
         """Stored values (any layout, channels last) -> model values."""

@@ -12,13 +12,13 @@ import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from data_pipeline.text import Tokenizer
+
 from vdm_jax.batch import Examples, Packed, unpack
 from vdm_jax.cond import Cond, Text
 from vdm_jax.config import UserError, build, from_json
@@ -31,7 +31,7 @@ from vdm_jax.types import Params
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One video to make; `frames` may be 1, a still image. An empty `negative` is no text at all."""
+    """One video to make; one frame is a still image. An empty `negative` is no text at all."""
 
     prompt: str
     frames: int
@@ -84,7 +84,8 @@ class Pipeline:
         """Cells (t, y, x) of a request; time is rounded up to whole patches."""
         size = (request.frames, request.height, request.width)
         units = [s * p for s, p in zip(self.stage.codec.stride, self.stage.patch, strict=True)]
-        return tuple(-(-extent // unit) for extent, unit in zip(size, units, strict=True))
+        t, h, w = (-(-extent // unit) for extent, unit in zip(size, units, strict=True))
+        return t, h, w
 
     def _room_for(self, requests: Sequence[Request]) -> Capacity:
         """The trained row, lengthened where one request alone would not fit in it."""
@@ -99,7 +100,7 @@ class Pipeline:
         )
 
     def _groups(self, requests: Sequence[Request], room: Capacity) -> Iterator[list[list[int]]]:
-        """Indices of requests by call and row, in order: a row is closed when the next one is full."""
+        """Indices of requests by call and row, in order: a full row is closed for good."""
         rows: list[list[int]] = [[]]
         used = np.zeros(3, int)
         limit = np.array([room.tokens, room.text_tokens - 1, room.segments])
@@ -198,7 +199,7 @@ def _generate(stage: Stage, sampler: Sampler, params: Params, arrays: Mapping[st
     def condition(kind: str, dropped) -> Cond:
         text = Text(**{part: arrays[f"{kind}_{part}"] for part in _TEXT_PARTS})
         raw = {"text": text, "fps": arrays["fps"]}
-        return denoiser.apply(params, raw, batch, dropped, method="condition")
+        return cast(Cond, denoiser.apply(params, raw, batch, dropped, method="condition"))
 
     hidden = drop_all(denoiser.signals, batch)
     without = {choice: mask & ~arrays["negated"] for choice, mask in hidden.items()}

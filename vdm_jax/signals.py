@@ -3,8 +3,8 @@
     Signal(key="text", embed=PackedText(encoder=...), slot="tokens.text", drop=0.1)
 
 `drop` is the probability with which training hides the signal, for classifier-free guidance;
-signals of one `group` are hidden together. A hidden text is the null token alone, exactly what sampling
-with an empty prompt sees.
+signals of one `group` are hidden together. A hidden text is the null token alone, exactly what
+sampling with an empty prompt sees.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def gather(signals: tuple[Signal, ...], raw: Mapping[str, Any], batch, dropped: 
             tokens[signal.slot.removeprefix("tokens.")] = value
         else:
             vectors[signal.slot] = vectors[signal.slot] + value if signal.slot in vectors else value
-    return Cond(tokens=tokens, **vectors)
+    return Cond(vector=vectors.get("vector"), pre_time=vectors.get("pre_time"), tokens=tokens)
 
 
 class PackedText(nn.Module):
@@ -130,7 +130,7 @@ class Sinusoid(nn.Module):
         kernel_init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, EMBED))
         out = nn.Dense(self.width, kernel_init=kernel_init, use_bias=False, name="out")(wave)
         null_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (EMBED,))
-        null = self.param("null", null_init, (self.width,))
+        null = jnp.asarray(self.param("null", null_init, (self.width,)))
         return jnp.where((dropped | (value <= 0))[..., None], null, out)
 
 

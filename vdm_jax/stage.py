@@ -20,7 +20,7 @@ class Stage:
     prior: Prior
     sampler: Sampler
     patch: tuple[int, int, int]
-    codec: Codec = Pixels()
+    codec: Codec = dataclasses.field(default_factory=Pixels)
     name: str = "base"
 
     @property

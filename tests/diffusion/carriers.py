@@ -107,3 +107,8 @@ def exact_path(x, mean, std, now, nxt):
 
 def spread(batch, at):
     return jax.tree.map(batch.spread, at)
+
+
+def quick(function):
+    """`jax.jit` that spends little on optimisation: these programs run once and are small."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})

@@ -39,7 +39,7 @@ def test_other_changes_are_refused_by_name(field):
 def test_a_new_field_is_a_change():
     new = wrapped()
     new.stage.extra = 1
-    with pytest.raises(UserError, match="stage.extra"):
+    with pytest.raises(UserError, match=r"stage\.extra"):
         lineage.check_resume(wrapped(), new, "runs/a")
 
 

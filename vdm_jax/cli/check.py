@@ -1,4 +1,4 @@
-"""`vdm check`: the dry run. Parameters, tokens, memory, fill, and every mistake; nothing compiled."""
+"""`vdm check`: the dry run. Parameters, tokens, memory, fill, every mistake; nothing compiled."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -47,8 +46,6 @@ def examine() -> dict[str, Any]:
     """What there is, and `problems`: one sentence each."""
     problems: list[str] = []
     versions: dict[str, str] = {"python": platform.python_version()}
-    if sys.version_info < (3, 11):
-        problems.append(f"Python is {platform.python_version()}; install 3.11 or newer.")
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

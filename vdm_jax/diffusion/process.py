@@ -90,8 +90,9 @@ class Process:
         if self.path == "ve":
             with jax.ensure_compile_time_eval():
                 end = self.schedule(jnp.ones(()))
-            if not isinstance(end, jax.core.Tracer) and bool(jnp.any(jnp.isinf(end))):
-                raise UserError("Process: sigma is infinite at t = 1 on path 've'; use a Clip.")
+                # A shift by a traced factor cannot be read; it does not make an end infinite.
+                if not isinstance(end, jax.core.Tracer) and bool(jnp.any(jnp.isinf(end))):
+                    raise UserError("Process: sigma is infinite at t = 1 on path 've'; use a Clip.")
 
     def on(self, batch: Frames | Packed) -> Process:
         """This process as the examples of `batch` see it: call it wherever a batch is at hand.

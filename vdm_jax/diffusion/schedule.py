@@ -92,7 +92,7 @@ class LinearLogSNR:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Straight:
-    """logsnr = 2 ln((1 - t) / t): alpha = 1 - t and sigma = t on the linear path (flow matching)."""
+    """logsnr = 2 ln((1 - t) / t): alpha = 1 - t, sigma = t on the linear path (flow matching)."""
 
     def __call__(self, t):
         return 2 * (jnp.log1p(-t) - jnp.log(t))
@@ -142,7 +142,7 @@ class FromBetas:
 
     Attributes:
       kind: 'linear' (beta from `start` to `end`), 'scaled_linear' (sqrt(beta) is linear) or
-        'cosine' (Nichol and Dhariwal 2021, equation 17, beta at most 0.999; `start` and `end` unused).
+        'cosine' (Nichol and Dhariwal 2021, equation 17; `start` and `end` unused).
 
     Raises:
       UserError: an unknown kind.

@@ -175,14 +175,14 @@ class Heun:
 
 
 class History(NamedTuple):
-    """What multistep solvers remember of a cell; `count` says how many entries are real."""
+    """What multistep solvers remember of a cell; `seen` says how many entries are real."""
 
     x: Array  # state before the last step
     x0: tuple[Array, Array]  # newest first
     logsnr: tuple[Array, Array]
     alpha: Array
     sigma: Array
-    count: Array
+    seen: Array
 
     @classmethod
     def empty(cls, batch: Frames | Packed) -> History:
@@ -192,7 +192,7 @@ class History(NamedTuple):
 
     def push(self, x: Array, x0: Array, at: Level) -> History:
         return History(
-            x, (x0, self.x0[0]), (at.logsnr, self.logsnr[0]), at.alpha, at.sigma, self.count + 1
+            x, (x0, self.x0[0]), (at.logsnr, self.logsnr[0]), at.alpha, at.sigma, self.seen + 1
         )
 
 
@@ -229,7 +229,7 @@ class DpmPp2m:
         x0 = denoise(batch, now).x0
         now, nxt = _spread(batch, now), _spread(batch, nxt)
         h, h_past = _half_gap(now.logsnr, nxt.logsnr), _half_gap(carry.logsnr[0], now.logsnr)
-        middle = _extrapolate(x0, carry.x0[0], h, h_past, carry.count > 0)
+        middle = _extrapolate(x0, carry.x0[0], h, h_past, carry.seen > 0)
         return _exponential(batch.x, middle, now, nxt), carry.push(batch.x, x0, now)
 
 
@@ -249,9 +249,9 @@ class UniPc:
     def step(self, denoise, draw, carry, batch, now, nxt):
         x0 = denoise(batch, now).x0
         now, nxt = _spread(batch, now), _spread(batch, nxt)
-        x = jnp.where(carry.count > 0, self._correct(carry, x0, now), batch.x)
+        x = jnp.where(carry.seen > 0, self._correct(carry, x0, now), batch.x)
         h, h_past = _half_gap(now.logsnr, nxt.logsnr), _half_gap(carry.logsnr[0], now.logsnr)
-        middle = _extrapolate(x0, carry.x0[0], h, h_past, carry.count > 0)
+        middle = _extrapolate(x0, carry.x0[0], h, h_past, carry.seen > 0)
         return _exponential(x, middle, now, nxt), carry.push(x, x0, now)
 
     def _correct(self, carry: History, x0: Array, now: Level) -> Array:
@@ -259,7 +259,7 @@ class UniPc:
         before = Level(now.t, carry.logsnr[0], carry.alpha, carry.sigma)
         h = _half_gap(carry.logsnr[0], now.logsnr)
         h_past = _half_gap(carry.logsnr[1], carry.logsnr[0])
-        second = (carry.count > 1) & jnp.isfinite(h) & jnp.isfinite(h_past) & (h_past != 0)
+        second = (carry.seen > 1) & jnp.isfinite(h) & jnp.isfinite(h_past) & (h_past != 0)
         h = jnp.where(second, h, 1)
         ratio = jnp.where(second, -h_past, -1) / h
         b1, b2 = _moments(-h)

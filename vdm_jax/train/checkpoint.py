@@ -241,6 +241,9 @@ class Checkpoints:
         found: dict[str, PyTree] = {item: {} for item in wanted}
         if arguments:
             folder = self.shelf.folder(step) / ITEMS
+            for item in arguments:
+                shapes = {path: leaf.shape for path, leaf in wanted[item][0].items()}
+                fingerprint.check_stored(step, folder / item, shapes)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 read = checkpointer.restore(folder, args=ocp.args.Composite(**arguments))
             found |= {item: read[item] for item in arguments}

@@ -1,20 +1,26 @@
 """The fingerprint of a tree - path, shape and dtype of every leaf - and what fits it.
 
 Storage casts dtypes without a word and names leaves by containers that may change, so both sides
-of a restore are compared as fingerprints, before anything is read.
+of a restore are compared as fingerprints, before anything is read. Also what the stored arrays say
+of themselves: an envelope can be whole and its maker hostile, and an array that claims to be huge
+ends the process that reads it (`std::bad_alloc`, which nobody can catch).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tensorstore
+from etils import epath
 
 from vdm_jax.config import UserError
 from vdm_jax.train.digest import Path, PyTree, named_leaves
+from vdm_jax.train.envelope import Damaged, is_local
 
 Leaves = list[dict[str, Any]]  # each {"path": [...], "shape": [...], "dtype": "..."}
 
@@ -66,6 +72,29 @@ def check_fits(step: int, item: str, fingerprint: Mapping[str, Leaves], wanted: 
                 raise UserError(
                     f"checkpoint {step} holds {name} with {field} {old}; this model needs {new}."
                 )
+
+
+def check_stored(step: int, folder: epath.Path, shapes: Mapping[Path, tuple[int, ...]]) -> None:
+    """Compare the headers of stored arrays (Zarr 2 in OCDBT, one item's folder) with `shapes`.
+
+    Raises:
+      Damaged: an array is missing, of other shape, or cut into blocks larger than itself.
+    """
+    base = f"{'file://' if is_local(folder) else ''}{folder}/"
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    reads = {path: store.read(f"{'.'.join(path)}/.zarray") for path in shapes}
+    for path, shape in shapes.items():
+        name = "/".join((folder.name, *path))
+        try:
+            header = json.loads(reads[path].result().value)
+            stored, blocks = header["shape"], header["chunks"]
+            fits = stored == list(shape) and len(blocks) == len(shape)
+            fits = fits and all(0 < b <= max(n, 1) for b, n in zip(blocks, shape, strict=True))
+        except (ValueError, KeyError, TypeError) as error:
+            raise Damaged(str(step), name, "header", "its stored header is missing") from error
+        if not fits:
+            detail = f"stored as {stored} in blocks of {blocks} instead of {list(shape)}"
+            raise Damaged(str(step), name, "header", detail)
 
 
 def check_finite(step: int, item: str, tree: PyTree) -> None:

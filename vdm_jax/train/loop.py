@@ -1,6 +1,6 @@
 """The impure loop around the pure step. Its order is fixed:
 
-    next batch -> dispatch step -> write the PREVIOUS step's metrics -> validate, sample, save -> stop?
+    next batch -> dispatch step -> write the PREVIOUS step's metrics -> look, save -> stop?
 
 Metrics are read one step late, so that the host never waits for the device; a non-finite loss never
 reaches the weights (`state.advance`), so late is early enough.
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-
 from data_pipeline.loaders import Batch
+
 from vdm_jax.config import UserError
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.feed import to_device
@@ -25,8 +25,8 @@ from vdm_jax.train.meter import Meter
 from vdm_jax.train.observe import Observers
 from vdm_jax.train.preemption import Preemption
 from vdm_jax.train.profile import Profile
-from vdm_jax.train.run import Run
 from vdm_jax.train.program import Program
+from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
 
 PREEMPTED = 75
@@ -91,7 +91,7 @@ class Loop:
         self.checkpoints.wait()
         return code, state
 
-    def batches(self, position: Position) -> Iterator[Batch]:
+    def batches(self, position: Position) -> Generator[Batch]:
         return self.run.data.batches(
             position.cursor,
             shard=jax.process_index(),
@@ -105,7 +105,7 @@ class Loop:
         """One line of a finished step; this is where the host waits for the device."""
         numbers = {name: float(value) for name, value in metrics.items()}
         numbers |= self.meter.measure(batch.arrays)
-        self.writer.scalars(step, {"batch": batch_digest(batch.arrays)} | numbers)
+        self.writer.scalars(step, {"batch": batch_digest(batch.arrays), **numbers})
         for clip, ordinal, reason in batch.bad:
             self.writer.text(step, {"bad_clip": f"{clip} (example {ordinal}): {reason}"})
         self.meter.show(bar, step, numbers)

@@ -1,4 +1,4 @@
-"""How fast a run goes and how much of that is useful: counted from the packed batches themselves."""
+"""How fast a run goes and how much of that is useful, counted from the packed batches."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class CompileCounter:
     def __exit__(self, *exception: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._heard)
 
-    def _heard(self, event: str, duration: float, **details: Any) -> None:
+    def _heard(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILE_EVENT:
-            name = str(details.get("fun_name", "unnamed"))
+            name = str(kwargs.get("fun_name", "unnamed"))
             self.programs[name] = self.programs.get(name, 0) + 1

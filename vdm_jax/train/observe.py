@@ -104,7 +104,8 @@ class Samples:
             )
             for i, p in enumerate(self.run.prompts)
         ]
-        videos = {requests[index].prompt: video for index, video in pipeline(requests)}
+        made = pipeline(requests)
+        videos = {requests[i].prompt: video for i, video in made if video is not None}
         if jax.process_index() == 0:
             writer.videos(step, videos)
         return videos

@@ -7,12 +7,13 @@ Master weights, EMA and optimizer state are fp32.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from flax.core import meta
 from jaxtyping import Array, Bool, Int
 
 from vdm_jax.types import Params
@@ -35,6 +36,10 @@ class TrainState:
     opt: optax.OptState
     guard: Guard
 
+    if TYPE_CHECKING:
+
+        def replace(self, **changes: Any) -> TrainState: ...
+
     def items(self) -> dict[str, Any]:
         """The parts a checkpoint stores apart, so that a sampler can load the EMA alone."""
         counters = {"step": self.step, "guard": self.guard}
@@ -50,12 +55,20 @@ class TrainState:
         )  # fmt: skip
 
 
-def create(params: Params, transform: optax.GradientTransformation, rates: tuple[float, ...]):
-    """A fresh state; every EMA starts as a copy, so that its structure never changes."""
+def create(
+    params: Params, transform: optax.GradientTransformation, rates: tuple[float, ...]
+) -> TrainState:
+    """A fresh state; every EMA starts as a copy, so that its structure never changes.
+
+    `params` may be boxed with axis names. The optimizer sees the bare arrays: rules that mask
+    parameters would leave boxes with nothing inside.
+    """
     zero = jnp.zeros((), jnp.int32)
     ema = {str(rate): jax.tree.map(jnp.copy, params) for rate in rates}
     guard = Guard(updates=zero, skipped=zero, consecutive=zero)
-    return TrainState(step=zero, params=params, ema=ema, opt=transform.init(params), guard=guard)
+    return TrainState(
+        step=zero, params=params, ema=ema, opt=transform.init(meta.unbox(params)), guard=guard
+    )
 
 
 def advance(
@@ -74,11 +87,7 @@ def advance(
     params = optax.apply_updates(state.params, updates)
     count = state.guard.updates
     ema = {
-        rate: jax.tree.map(
-            lambda old, new, keep=_decay(float(rate), count): old * keep + new * (1 - keep),
-            shadow,
-            params,
-        )
+        rate: _average(shadow, params, _decay(float(rate), count))
         for rate, shadow in state.ema.items()
     }
     taken = finite.astype(jnp.int32)
@@ -99,6 +108,10 @@ def advance(
         guard=guard,
     )
     return new, finite
+
+
+def _average(shadow: Params, params: Params, decay: Array) -> Params:
+    return jax.tree.map(lambda old, new: old * decay + new * (1 - decay), shadow, params)
 
 
 def _decay(rate: float, count: Array) -> Array:

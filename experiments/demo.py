@@ -1,0 +1,123 @@
+"""The demo: a small packed video transformer on captioned moving shapes, on a CPU.
+
+What     a text-conditioned DiT on pixels: straight-path flow, patches of 2 x 4 x 4, videos and
+         images of any size in one row, muon and AdamW, EMA, classifier-free guidance.
+Paper    none; the parts are those of `sora.py` at toy size.
+Command  make demo                                 (MINUTES=10 on 2 cores)
+         python -m vdm_jax train --config=experiments/demo.py --workdir=runs/demo
+Variant  smoke: seconds on a CPU, for tests.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from data_pipeline.loaders import PackedVideo, Source
+from data_pipeline.sizes import Native
+from experiments import base
+from vdm_jax.config import spec
+from vdm_jax.denoiser import Denoiser
+from vdm_jax.diffusion.guides import Constant, Guidance
+from vdm_jax.diffusion.parameterization import Flow
+from vdm_jax.diffusion.prior import Prior
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.sample import Sampler
+from vdm_jax.diffusion.schedule import Straight
+from vdm_jax.diffusion.steppers import Euler
+from vdm_jax.diffusion.times import LogitNormal, Stratified
+from vdm_jax.diffusion.weights import Uniform
+from vdm_jax.nets.dit import DiT
+from vdm_jax.nets.modulation import Shared
+from vdm_jax.nets.positions import Rotary
+from vdm_jax.objectives.denoise import Denoise
+from vdm_jax.stage import Stage
+from vdm_jax.train.optim import AdamW, Muon, Optimizer, WarmupCosine
+from vdm_jax.train.run import Prompt, Run
+
+PATCH = (2, 4, 4)
+VOCAB = 512
+TEXT_LENGTH = 24
+PROMPTS = (
+    "a red circle moving right over a plain dark background",
+    "a blue square moving down over light stripes",
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    smoke = base.variant(arg, ("smoke",)) == "smoke"
+    knobs = ConfigDict(
+        {
+            "manifest": "data/demo/manifest",
+            "seed": 0,
+            "steps": 8 if smoke else 2000,
+            "width": 32 if smoke else 128,
+            "learning_rate": 2e-3,
+            "muon_rate": 1e-2,
+            "text_drop": 0.1,
+            "guidance": 2.0,
+            "sampler_steps": 4 if smoke else 32,
+        }
+    )
+    width = knobs.get_ref("width")
+    text = base.text_signal(
+        vocab=VOCAB, width=width, length=TEXT_LENGTH, drop=knobs.get_ref("text_drop")
+    )
+    backbone = spec(
+        DiT,
+        width=width,
+        depth=2 if smoke else 6,
+        heads=4,
+        patch_features=3 * PATCH[0] * PATCH[1] * PATCH[2],
+        positions=(spec(Rotary),),
+        modulation=spec(Shared),
+        cross=("text",),
+    )
+    guidance = spec(Guidance, scales=(spec(Constant, value=knobs.get_ref("guidance")),))
+    stage = spec(
+        Stage,
+        denoiser=spec(Denoiser, backbone=backbone, parameterization=spec(Flow), signals=(text,)),
+        process=spec(Process, schedule=spec(Straight), path="linear"),
+        prior=spec(Prior),
+        sampler=spec(
+            Sampler,
+            stepper=spec(Euler),
+            steps=knobs.get_ref("sampler_steps"),
+            guides=(guidance,),
+        ),
+        patch=PATCH,
+    )
+    data = spec(
+        PackedVideo,
+        sources=(spec(Source, manifest=knobs.get_ref("manifest")),),
+        patch=PATCH,
+        tokens=256 if smoke else 1024,
+        text_tokens=96 if smoke else 256,
+        segments=8 if smoke else 24,
+        rows=2 if smoke else 4,
+        seed=knobs.get_ref("seed"),
+        size=spec(Native),
+        holdout=0.1,
+        block=64 if smoke else 4096,
+    )
+    muon = spec(Muon, learning_rate=knobs.get_ref("muon_rate"))
+    adam = spec(AdamW, learning_rate=knobs.get_ref("learning_rate"))
+    schedule = spec(WarmupCosine, steps=50, total=knobs.get_ref("steps"), final=0.05)
+    return spec(
+        Run,
+        stage=stage,
+        objective=spec(Denoise, times=spec(LogitNormal, base=spec(Stratified)), weight=spec(Uniform)),
+        data=data,
+        # Matrices inside the blocks are muon's; embeddings, the head and vectors are Adam's.
+        optimizer=spec(
+            Optimizer, rules=((r"backbone/units/.*kernel$", muon), (".*", adam)), schedule=schedule
+        ),
+        seed=knobs.get_ref("seed"),
+        steps=knobs.get_ref("steps"),
+        ema=(0.995,),
+        save_every=4 if smoke else 500,
+        validate_every=4 if smoke else 250,
+        validation_rows=2 if smoke else 4,
+        sample_every=0 if smoke else 1000,
+        prompts=tuple(spec(Prompt, text=text, frames=8, height=24, width=24) for text in PROMPTS),
+        knobs=knobs,
+    )

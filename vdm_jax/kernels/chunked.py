@@ -1,0 +1,245 @@
+"""Attention in blocks: little memory, and pairs of blocks whose groups cannot meet cost nothing.
+
+Tokens are cut into blocks of `block`. A block of queries and one of keys meet iff their ranges of
+group ids overlap, [min, max] against [min, max], with padding (id 0) counted as the largest id:
+where ids rise along the row, as the packer makes them, nearly every pair that does not meet is
+found so, and in any other order the test only errs towards meeting. For each block of queries the
+blocks of keys it meets are listed, and a loop whose length is data runs down the list with the
+online softmax (Milakov & Gimelshein 2018; Dao et al. 2022, algorithm 1): with running maximum mu,
+normaliser l and sum a,
+
+    mu' = max(mu, max_j s_ij),  c = exp(mu - mu'),  p_j = exp(s_ij - mu') [g_i = g_j],        (1)
+    l' = c l + sum_j p_j,       a' = c a + sum_j p_j v_j,     out_i = a / l.
+
+Kept for the backward pass are out and lambda_i = mu + log l; it runs over blocks of keys and
+recomputes p_ij = exp(s_ij - lambda_i). With delta_i = dout_i . out_i (ibid., algorithm 4),
+
+    dv_j = sum_i p_ij dout_i,   ds_ij = p_ij (dout_i . v_j - delta_i),                        (2)
+    dq_i = sum_j ds_ij k_j,     dk_j = sum_i ds_ij q_i.
+
+Rows are independent. Under a mesh that divides them each device loops over its own rows, as often
+as they need: the loops hold no collective.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax.linen import get_logical_axis_rules
+from jax.ad_checkpoint import checkpoint_name
+from jax.lax import dynamic_slice, dynamic_update_slice
+from jax.sharding import AxisType, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from vdm_jax.axes import ROW
+
+HIDDEN = -1e30
+LARGEST = jnp.iinfo(jnp.int32).max
+NO_QUERY, NO_KEY = -2, -1  # ids of the slots that fill up the last block; no token has them
+# Measured on CPU (tests/benchmarks/attention.py): 64 skips most and its scores stay in the cache.
+# Elsewhere the cost of a turn of the loop counts, and blocks are larger.
+BLOCKS = {"cpu": 64}
+BLOCK_ELSEWHERE = 512
+
+
+def attend(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    q_group: Int[Array, "b n"],
+    kv_group: Int[Array, "b m"],
+    *,
+    block: int | None = None,
+) -> Float[Array, "b n h d"]:
+    """The result of `dense.attend`; `block` tokens a block, by default what suits the platform."""
+    block = block or BLOCKS.get(jax.default_backend(), BLOCK_ELSEWHERE)
+    run = functools.partial(_attend, block)
+    axes = _row_axes(q.shape[0])
+    if axes:
+        rows = PartitionSpec(axes)
+        run = jax.shard_map(
+            run, in_specs=(rows,) * 5, out_specs=rows, axis_names=set(axes), check_vma=False
+        )
+    return run(q, k, v, q_group, kv_group)
+
+
+def meets(
+    q_group: Int[Array, "b n"], kv_group: Int[Array, "b m"], block: int
+) -> Bool[Array, "b q k"]:
+    """Which blocks of queries and keys are computed: those whose ranges of ids overlap."""
+    q_low, q_high = _ranges(q_group, block)
+    k_low, k_high = _ranges(kv_group, block)
+    return (q_low[:, :, None] <= k_high[:, None]) & (k_low[:, None] <= q_high[:, :, None])
+
+
+def executed(
+    q_group: Int[Array, "b n"], kv_group: Int[Array, "b m"], block: int
+) -> Int[Array, " b"]:
+    """How many pairs of blocks each row computes, of ceil(n / block) ceil(m / block)."""
+    return meets(q_group, kv_group, block).sum((1, 2))
+
+
+def _ranges(group: Int[Array, "b n"], block: int) -> tuple[Array, Array]:
+    ids = jnp.where(group == 0, LARGEST, group)
+    fill = -ids.shape[1] % block
+    # The slots that fill up the last block belong to no range.
+    low = jnp.pad(ids, ((0, 0), (0, fill)), constant_values=LARGEST)
+    high = jnp.pad(ids, ((0, 0), (0, fill)), constant_values=-1)
+    cut = (ids.shape[0], -1, block)
+    return low.reshape(cut).min(-1), high.reshape(cut).max(-1)
+
+
+def _row_axes(rows: int) -> tuple[str, ...]:
+    """The axes of the ambient mesh over which rows are divided; none if they do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return ()
+    rule = dict(get_logical_axis_rules()).get(ROW) or ()
+    names = (rule,) if isinstance(rule, str) else tuple(rule)
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    axes = tuple(a for a in names if kinds.get(a) == AxisType.Auto and mesh.shape[a] > 1)
+    return axes if rows % math.prod(mesh.shape[a] for a in axes) == 0 else ()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(block, q, k, v, q_group, kv_group):
+    return _forward(block, q, k, v, q_group, kv_group)[0]
+
+
+def _save(block, q, k, v, q_group, kv_group):
+    out, lse = _forward(block, q, k, v, q_group, kv_group)
+    # Names for remat policies: kept, they spare the backward pass a second forward pass.
+    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
+    return out, (q, k, v, q_group, kv_group, out, lse)
+
+
+def _forward(block, q, k, v, q_group, kv_group):
+    """(out (b n h d), lambda (b h n)) by equation (1)."""
+    b, n, h, d = q.shape
+    lists, lengths = _worklist(meets(q_group, kv_group, block))
+    blocks = lists.shape[1]
+    scale, dtype = d**-0.5, q.dtype
+    q, k, v = (_heads_first(x, block) for x in (q, k, v))
+    q_group, kv_group = _fill(q_group, block, NO_QUERY), _fill(kv_group, block, NO_KEY)
+
+    def one(at):
+        row, here = at // blocks, at % blocks
+        q_tile, q_ids = _tile(q, row, here, block), _ids(q_group, row, here, block)
+
+        def turn(state):
+            i, mu, norm, total = state
+            there = lists[row, here, i]
+            k_tile, v_tile = _tile(k, row, there, block), _tile(v, row, there, block)
+            visible = q_ids[:, None] == _ids(kv_group, row, there, block)
+            scores = jnp.where(visible, _scores(q_tile, k_tile) * scale, HIDDEN)
+            top = jnp.maximum(mu, scores.max(-1))
+            # `where` again: in a row with nothing visible yet, HIDDEN - HIDDEN is 0, not hidden.
+            p = jnp.where(visible, jnp.exp(scores - top[..., None]), 0)
+            shrink = jnp.exp(mu - top)
+            norm = norm * shrink + p.sum(-1)
+            return i + 1, top, norm, total * shrink[..., None] + _product("hqk,hkd->hqd", p, v_tile)
+
+        zeros = jnp.zeros((h, block))
+        start = (0, jnp.full((h, block), HIDDEN), zeros, jnp.zeros((h, block, d)))
+        _, mu, norm, total = jax.lax.while_loop(lambda s: s[0] < lengths[row, here], turn, start)
+        seen = norm > 0
+        norm = jnp.where(seen, norm, 1)
+        return (total / norm[..., None]).astype(dtype), jnp.where(seen, mu + jnp.log(norm), 0)
+
+    out, lse = jax.lax.map(one, jnp.arange(b * blocks))
+    return _heads_last(out, b)[:, :n], _tokens_last(lse, b)[..., :n]
+
+
+def _backward(block, saved, d_out):
+    """Gradients of q, k and v by equations (2)."""
+    q, k, v, q_group, kv_group, out, lse = saved
+    b, n, h, d = q.shape
+    m, scale, types = k.shape[1], d**-0.5, (q.dtype, k.dtype, v.dtype)
+    lists, lengths = _worklist(meets(q_group, kv_group, block).swapaxes(1, 2))
+    blocks = lists.shape[1]
+    delta = jnp.einsum("bnhd,bnhd->bhn", d_out, out, preferred_element_type=jnp.float32)
+    fill = ((0, 0), (0, 0), (0, -n % block))
+    delta, lse = jnp.pad(delta, fill), jnp.pad(lse, fill)
+    q, k, v, d_out = (_heads_first(x, block) for x in (q, k, v, d_out))
+    q_group, kv_group = _fill(q_group, block, NO_QUERY), _fill(kv_group, block, NO_KEY)
+
+    def one(dq, at):
+        row, here = at // blocks, at % blocks
+        k_tile, v_tile = _tile(k, row, here, block), _tile(v, row, here, block)
+        k_ids = _ids(kv_group, row, here, block)
+
+        def turn(state):
+            i, dq, dk, dv = state
+            there = lists[row, here, i]
+            q_tile, do_tile = _tile(q, row, there, block), _tile(d_out, row, there, block)
+            lse_tile, delta_tile = (
+                dynamic_slice(x, (row, 0, there * block), (1, h, block))[0, ..., None]
+                for x in (lse, delta)
+            )
+            visible = _ids(q_group, row, there, block)[:, None] == k_ids
+            p = jnp.exp(_scores(q_tile, k_tile) * scale - lse_tile)
+            p = jnp.where(visible, p, 0)
+            ds = p * (_scores(do_tile, v_tile) - delta_tile)
+            dv = dv + _product("hqk,hqd->hkd", p, do_tile)
+            dk = dk + _product("hqk,hqd->hkd", ds, q_tile)
+            new = _tile(dq, row, there, block) + _product("hqk,hkd->hqd", ds, k_tile)
+            dq = dynamic_update_slice(dq, new[None], (row, 0, there * block, 0))
+            return i + 1, dq, dk, dv
+
+        zeros = jnp.zeros((h, block, d))
+        start = (0, dq, zeros, zeros)
+        _, dq, dk, dv = jax.lax.while_loop(lambda s: s[0] < lengths[row, here], turn, start)
+        return dq, (dk, dv)
+
+    dq, (dk, dv) = jax.lax.scan(one, jnp.zeros(q.shape, jnp.float32), jnp.arange(b * blocks))
+    dq = dq.swapaxes(1, 2)[:, :n] * scale
+    dk, dv = _heads_last(dk, b)[:, :m] * scale, _heads_last(dv, b)[:, :m]
+    dq, dk, dv = (x.astype(dtype) for x, dtype in zip((dq, dk, dv), types, strict=True))
+    return dq, dk, dv, None, None
+
+
+_attend.defvjp(_save, _backward)
+
+
+def _worklist(met: Bool[Array, "b q k"]) -> tuple[Int[Array, "b q k"], Int[Array, "b q"]]:
+    """For each block the blocks it meets, in order and first, and how many they are."""
+    return jnp.argsort(~met, axis=-1, stable=True), met.sum(-1)
+
+
+def _fill(group: Int[Array, "b n"], block: int, value: int) -> Int[Array, "b n"]:
+    return jnp.pad(group, ((0, 0), (0, -group.shape[1] % block)), constant_values=value)
+
+
+def _heads_first(x: Float[Array, "b n h d"], block: int) -> Float[Array, "b h n d"]:
+    return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, -x.shape[1] % block), (0, 0)))
+
+
+def _heads_last(tiles: Float[Array, "t h q d"], rows: int) -> Float[Array, "b n h d"]:
+    _, h, block, d = tiles.shape
+    return tiles.reshape(rows, -1, h, block, d).swapaxes(2, 3).reshape(rows, -1, h, d)
+
+
+def _tokens_last(tiles: Float[Array, "t h q"], rows: int) -> Float[Array, "b h n"]:
+    _, h, block = tiles.shape
+    return tiles.reshape(rows, -1, h, block).swapaxes(1, 2).reshape(rows, h, -1)
+
+
+def _tile(x: Float[Array, "b h n d"], row: Array, at: Array, block: int) -> Float[Array, "h q d"]:
+    _, h, _, d = x.shape
+    return dynamic_slice(x, (row, 0, at * block, 0), (1, h, block, d))[0]
+
+
+def _ids(group: Int[Array, "b n"], row: Array, at: Array, block: int) -> Int[Array, " q"]:
+    return dynamic_slice(group, (row, at * block), (1, block))[0]
+
+
+def _scores(q: Float[Array, "h q d"], k: Float[Array, "h k d"]) -> Float[Array, "h q k"]:
+    return jnp.einsum("hqd,hkd->hqk", q, k, preferred_element_type=jnp.float32)
+
+
+def _product(equation: str, p: Array, x: Array) -> Array:
+    """A product of fp32 weights and a tile, in the tile's dtype, summed in fp32."""
+    return jnp.einsum(equation, p.astype(x.dtype), x, preferred_element_type=jnp.float32)

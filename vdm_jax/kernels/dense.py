@@ -1,0 +1,32 @@
+"""The reference: the whole (n, m) matrix of scores, masked, differentiated by JAX."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+HIDDEN = -1e30  # finite, so that a row with no visible key makes no nan on its way to 0
+
+
+def attend(
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b m h d"],
+    v: Float[Array, "b m h d"],
+    q_group: Int[Array, "b n"],
+    kv_group: Int[Array, "b m"],
+    bias: Float[Array, "#b #h #n #m"] | None = None,
+) -> Float[Array, "b n h d"]:
+    """Equation (1) of `attend.py`."""
+    visible = q_group[:, None, :, None] == kv_group[:, None, None, :]
+    scores = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    scores = scores * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32)
+    scores = jnp.where(visible, scores, HIDDEN)
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.where(visible, jnp.exp(scores - top), 0)
+    total = weights.sum(-1, keepdims=True)
+    weights = (weights / jnp.where(total > 0, total, 1)).astype(v.dtype)
+    out = jnp.einsum("bhnm,bmhd->bnhd", weights, v, preferred_element_type=jnp.float32)
+    return out.astype(q.dtype)

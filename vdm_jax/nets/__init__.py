@@ -1,0 +1,16 @@
+"""Networks in flax.linen: they see a carrier, a time per example and a `Cond`, never a schedule.
+
+    layers.py      norms, feed-forward layers, time embedding, dense layers that name their axes
+    positions.py   what a token is told of its place: added to it, or rotating queries and keys
+    patterns.py    which tokens attend to which, as group ids of the carrier
+    attention.py   self-attention and cross-attention
+    modulation.py  how time and condition enter a block: per-block maps, or one map and tables
+    registers.py   learnt tokens of each example, put into the packed row and taken out
+    dit.py         the diffusion transformer on packed rows
+    encoders.py    a small text encoder
+    cost.py        multiply-adds per example
+
+Precision: parameters are fp32; `dtype` is what products of the trunk are computed in; statistics,
+softmax, rotation, time embedding and modulation tables are fp32. Every parameter names its axes
+(`axes.py`).
+"""

@@ -1,0 +1,142 @@
+"""Multi-head self-attention and cross-attention on packed rows, over `kernels.attend`.
+
+Queries and keys may be normalised per head (RMS, learnt scale) before they are rotated: without it
+logits grow in deep networks trained in bfloat16 (Dehghani et al. 2023; Esser et al. 2024).
+
+Where the collection `intermediates` is mutable, each layer sows `max_logit`, an upper bound of its
+largest attention logit: max |q_i| max |k_j| / sqrt(d) over its real tokens (Cauchy-Schwarz), which
+costs no matrix of scores. It is fp32 and carries no gradient.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, Float, Int
+
+from vdm_jax.axes import CONDITION, EMBED, HEAD_DIM, HEADS, ROW, TEXT, TOKEN
+from vdm_jax.config import UserError
+from vdm_jax.kernels import attend
+from vdm_jax.nets.layers import XAVIER, ZERO, LayerNorm, RMSNorm, dense
+from vdm_jax.nets.patterns import Groups, take
+from vdm_jax.nets.positions import rotate
+from vdm_jax.types import Count
+
+
+class SelfAttention(nn.Module):
+    """Tokens of a row attend within their groups.
+
+    Attributes:
+      qk_norm: 'rms' per head, or 'none'.
+      backend: of `kernels.attend`; None chooses.
+    """
+
+    heads: Count
+    qk_norm: str = "rms"
+    dtype: str = "float32"
+    backend: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b n d"], groups: Groups, angles: Float[Array, "b n half"] | None
+    ) -> Float[Array, "b n d"]:
+        ids = groups.id
+        if groups.order is not None:
+            x = take(x, groups.order)
+            angles = None if angles is None else take(angles, groups.order)
+        q, k, v = (project(x, name, self.heads, self.dtype) for name in ("query", "key", "value"))
+        q, k = normalise(q, k, self.qk_norm)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        report_max_logit(self, q, k, ids, ids)
+        out = attend(q, k, v, q_group=ids, kv_group=ids, backend=self.backend)
+        out = merge(out, x.shape[-1], self.dtype)
+        return out if groups.inverse is None else take(out, groups.inverse)
+
+
+class CrossAttention(nn.Module):
+    """Tokens of a row attend to a set of condition tokens.
+
+    Queries pass an affine norm, and the output layer starts at 0, so that a new condition enters
+    a trained network without a shock.
+    """
+
+    heads: Count
+    qk_norm: str = "rms"
+    dtype: str = "float32"
+    backend: str | None = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b n d"],
+        context: Float[Array, "b l c"],
+        q_group: Int[Array, "b n"],
+        kv_group: Int[Array, "b l"],
+    ) -> Float[Array, "b n d"]:
+        width = x.shape[-1]
+        q = project(LayerNorm(affine=True, name="norm")(x), "query", self.heads, self.dtype)
+        k, v = (
+            project(context, name, self.heads, self.dtype, width=width, axes=(TEXT, CONDITION))
+            for name in ("key", "value")
+        )
+        q, k = normalise(q, k, self.qk_norm)
+        report_max_logit(self, q, k, q_group, kv_group)
+        out = attend(q, k, v, q_group=q_group, kv_group=kv_group, backend=self.backend)
+        return merge(out, width, self.dtype, init=ZERO)
+
+
+def project(
+    x: Float[Array, "b n c"],
+    name: str,
+    heads: int,
+    dtype: str,
+    *,
+    width: int | None = None,
+    axes: tuple[str, str] = (TOKEN, EMBED),
+) -> Float[Array, "b n h d"]:
+    """Queries, keys or values of every head; `axes` are those of the tokens and their features."""
+    tokens, features = axes
+    out = dense(width or x.shape[-1], (features, HEADS), name=name, dtype=dtype)(x)
+    out = out.reshape(*out.shape[:2], heads, -1)
+    return nn.with_logical_constraint(out, (ROW, tokens, HEADS, HEAD_DIM))
+
+
+def merge(
+    out: Float[Array, "b n h d"], width: int, dtype: str, init: Initializer = XAVIER
+) -> Float[Array, "b n width"]:
+    """The output layer over all heads."""
+    out = checkpoint_name(out, "attention")
+    flat = out.reshape(*out.shape[:2], -1)
+    return dense(width, (HEADS, EMBED), name="out", dtype=dtype, init=init)(flat)
+
+
+def normalise(q: Array, k: Array, kind: str) -> tuple[Array, Array]:
+    """Norms of each head's query and key, with layers in the calling module."""
+    if kind == "none":
+        return q, k
+    if kind != "rms":
+        raise UserError(f"qk_norm is '{kind}'; use 'rms' or 'none'.")
+    return RMSNorm(axis=HEAD_DIM, name="query_norm")(q), RMSNorm(axis=HEAD_DIM, name="key_norm")(k)
+
+
+def report_max_logit(
+    module: nn.Module,
+    q: Float[Array, "b n h d"],
+    k: Float[Array, "b m h d"],
+    q_group: Int[Array, "b n"],
+    kv_group: Int[Array, "b m"],
+) -> None:
+    """Sow the bound of the module's docstring, if somebody asks for it."""
+    if not module.is_mutable_collection("intermediates"):
+        return
+
+    def longest(x: Array, group: Array) -> Array:
+        squares = jnp.square(x.astype(jnp.float32)).sum(-1)
+        return jnp.where(group[..., None] > 0, squares, 0).max((0, 1))
+
+    bound = jnp.sqrt(longest(q, q_group) * longest(k, kv_group)).max() * q.shape[-1] ** -0.5
+    module.sow("intermediates", "max_logit", jax.lax.stop_gradient(bound))

@@ -1,0 +1,74 @@
+"""Text encoders: plain sentences in, one vector per token out; they know nothing of packing.
+
+An encoder is a module (ids (m l), mask (m l)) -> (m l d), with mask true on real tokens; `m` lines
+hold one text each. Pretrained ones have the same signature, with frozen parameters. Outputs where
+mask is false are 0 and decide nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vdm_jax.axes import EMBED, VOCAB
+from vdm_jax.config import UserError
+from vdm_jax.kernels import attend
+from vdm_jax.nets.attention import merge, project
+from vdm_jax.nets.layers import SMALL, LayerNorm, Mlp, parameter
+from vdm_jax.types import Count, Natural
+
+
+class TextEncoder(Protocol):
+    def __call__(self, ids: Int[Array, "m l"], mask: Bool[Array, "m l"]) -> Float[Array, "m l d"]:
+        """Features of every token of every line."""
+
+
+class TextEmbedding(nn.Module):
+    """A small trainable encoder: embedding, learnt positions, `depth` pre-norm transformer blocks.
+
+    Attributes:
+      vocab: ids run from 0 to vocab - 1.
+      max_length: the longest line it takes.
+    """
+
+    vocab: Count
+    width: Count
+    max_length: Count
+    depth: Natural = 0
+    heads: Count = 4
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, ids: Int[Array, "m l"], mask: Bool[Array, "m l"]) -> Float[Array, "m l d"]:
+        """Raises: UserError if lines are longer than `max_length` or heads do not divide width."""
+        length = ids.shape[1]
+        if length > self.max_length:
+            raise UserError(f"text of {length} tokens; the encoder takes {self.max_length}.")
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} does not divide into {self.heads} heads.")
+        table = parameter(self, "table", SMALL, (VOCAB, EMBED), (self.vocab, self.width))
+        place = parameter(self, "place", SMALL, (None, EMBED), (self.max_length, self.width))
+        x = (table[ids] + place[:length]).astype(self.dtype)
+        for index in range(self.depth):
+            x = TextBlock(self.heads, self.dtype, name=f"block_{index}")(x, mask)
+        return jnp.where(mask[..., None], LayerNorm(affine=True, name="norm")(x), 0)
+
+
+class TextBlock(nn.Module):
+    """Pre-norm self-attention within a line, and a feed-forward layer four times as wide."""
+
+    heads: Count
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "m l d"], mask: Bool[Array, "m l"]) -> Float[Array, "m l d"]:
+        width = x.shape[-1]
+        inner = LayerNorm(affine=True, name="attention_norm")(x)
+        q, k, v = (project(inner, n, self.heads, self.dtype) for n in ("query", "key", "value"))
+        group = mask.astype(jnp.int32)
+        x = x + merge(attend(q, k, v, q_group=group, kv_group=group), width, self.dtype)
+        inner = LayerNorm(affine=True, name="mlp_norm")(x)
+        return x + Mlp(hidden=4 * width, dtype=self.dtype, name="mlp")(inner)

@@ -1,0 +1,172 @@
+"""Parts every network shares: norms, feed-forward layers, time embedding, dense layers with names.
+
+Statistics of norms and the time embedding are fp32 whatever `dtype` is; the result is cast back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, Float
+
+from vdm_jax.axes import CONDITION, EMBED, MLP, ROW, TOKEN
+from vdm_jax.types import Count, Positive
+
+XAVIER = nn.initializers.xavier_uniform()
+SMALL = nn.initializers.normal(0.02)
+ZERO = nn.initializers.zeros_init()
+ONE = nn.initializers.ones_init()
+
+AxisNames = tuple[str | None, str | None]  # of a kernel: in, out
+
+
+def dense(
+    features: int,
+    axes: AxisNames,
+    *,
+    name: str,
+    dtype: str = "float32",
+    init: Initializer = XAVIER,
+    bias: bool = True,
+) -> nn.Dense:
+    """A linear layer whose kernel (in, out) has the logical axes `axes`; the bias starts at 0."""
+    return nn.Dense(
+        features,
+        use_bias=bias,
+        dtype=jnp.dtype(dtype),
+        param_dtype=jnp.float32,
+        kernel_init=nn.with_logical_partitioning(init, axes),
+        bias_init=nn.with_logical_partitioning(ZERO, axes[1:]),
+        name=name,
+    )
+
+
+def parameter(
+    module: nn.Module,
+    name: str,
+    init: Initializer,
+    axes: tuple[str | None, ...],
+    shape: tuple[int, ...],
+) -> Array:
+    """A parameter of `module` with logical axes, fp32."""
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    return value
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(var + eps) over the last axis; `affine` gives it a learnt scale and shift.
+
+    Without `affine` it has no parameters: an adaptive norm brings its own.
+    """
+
+    eps: Positive = 1e-6
+    affine: bool = False
+    axis: str | None = EMBED
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        out = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.eps)
+        if self.affine:
+            out = out * parameter(self, "scale", ONE, (self.axis,), x.shape[-1:])
+            out = out + parameter(self, "bias", ZERO, (self.axis,), x.shape[-1:])
+        return out.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean x^2 + eps) times a learnt scale, over the last axis."""
+
+    eps: Positive = 1e-6
+    axis: str | None = EMBED
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        wide = x.astype(jnp.float32)
+        out = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        scale = parameter(self, "scale", ONE, (self.axis,), x.shape[-1:])
+        return (out * scale).astype(x.dtype)
+
+
+class Activation(Protocol):
+    """What a feed-forward layer does between its two products."""
+
+    def hidden(self, x: Array, width: int, dtype: str) -> Array:
+        """(... d) -> (... width); makes its layers in the calling module."""
+
+    def kernels(self) -> int:
+        """How many (d, width) products `hidden` does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gelu:
+    """GELU by the tanh approximation."""
+
+    def hidden(self, x, width, dtype):
+        return nn.gelu(dense(width, (EMBED, MLP), name="up", dtype=dtype)(x), approximate=True)
+
+    def kernels(self) -> int:
+        return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class SwiGlu:
+    """silu(x A) * (x B) (Shazeer 2020): a gate, so a third product for the same width."""
+
+    def hidden(self, x, width, dtype):
+        gate = dense(width, (EMBED, MLP), name="gate", dtype=dtype, bias=False)(x)
+        return nn.silu(gate) * dense(width, (EMBED, MLP), name="up", dtype=dtype, bias=False)(x)
+
+    def kernels(self) -> int:
+        return 2
+
+
+class Mlp(nn.Module):
+    """The feed-forward layer of a block: up, `activation`, down to the width it came from."""
+
+    hidden: Count
+    activation: Activation = Gelu()
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        inner = self.activation.hidden(x, self.hidden, self.dtype)
+        inner = nn.with_logical_constraint(inner, (ROW, TOKEN, MLP))
+        return dense(x.shape[-1], (MLP, EMBED), name="down", dtype=self.dtype)(inner)
+
+
+def sinusoid(value: Float[Array, "..."], features: int) -> Float[Array, "... features"]:
+    """[cos(value f), sin(value f)] with f_i = 10000^(-i / half) (DiT's order), in fp32."""
+    half = features // 2
+    rates = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = value.astype(jnp.float32)[..., None] * rates
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Number -> sinusoid of `frequencies` features -> Linear, SiLU, Linear of `width`; fp32.
+
+    `early`, a condition's `pre_time`, is mapped by a linear layer without bias, which starts at 0,
+    and added to the sinusoid (Luo et al. 2023, the guidance embedding of a consistency model).
+    """
+
+    width: Count
+    frequencies: Count = 256
+
+    @nn.compact
+    def __call__(
+        self, time: Float[Array, "b e k"], early: Float[Array, "b e c"] | None = None
+    ) -> Float[Array, "b e k d"]:
+        x = sinusoid(time, self.frequencies)
+        if early is not None:
+            early = dense(self.frequencies, (CONDITION, None), name="early", init=ZERO, bias=False)(
+                early.astype(jnp.float32)
+            )
+            x = x + early[:, :, None]
+        x = dense(self.width, (None, EMBED), name="in", init=SMALL)(x)
+        return dense(self.width, (CONDITION, EMBED), name="out", init=SMALL)(nn.silu(x))
