@@ -105,7 +105,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     return spec(
         Run,
         stage=stage,
-        objective=spec(Denoise, times=spec(LogitNormal, base=spec(Stratified)), weight=spec(Uniform)),
+        objective=spec(
+            Denoise, times=spec(LogitNormal, base=spec(Stratified)), weight=spec(Uniform)
+        ),
         data=data,
         # Matrices inside the blocks are muon's; embeddings, the head and vectors are Adam's.
         optimizer=spec(

@@ -16,7 +16,7 @@ from vdm_jax.cond import Cond
 from vdm_jax.diffusion.parameterization import Parameterization, Prediction
 from vdm_jax.diffusion.process import Level
 from vdm_jax.signals import Dropped, Signal, gather
-from vdm_jax.types import PerExample, Positive
+from vdm_jax.types import Count, PerExample, Positive
 
 
 class TimeInput(Protocol):
@@ -26,12 +26,22 @@ class TimeInput(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScaledTime:
-    """`scale` times t: the index of a 1000-step table, or 1000 sigma on a straight path."""
+    """`scale` times t: 1000 sigma on a straight path."""
 
     scale: Positive = 1000.0
 
     def __call__(self, at):
         return self.scale * at.t
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TableIndex:
+    """The index, from 0, of a table of `steps` entries: entry i lies at t = (i + 1) / steps."""
+
+    steps: Count = 1000
+
+    def __call__(self, at):
+        return jnp.maximum(self.steps * at.t - 1, 0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from data_pipeline.text import Tokenizer
 
+from data_pipeline.text import Tokenizer
 from vdm_jax.batch import Examples, Packed, unpack
 from vdm_jax.cond import Cond, Text
 from vdm_jax.config import UserError, build, from_json

@@ -36,7 +36,7 @@ def small_blocks(monkeypatch):
 
 def network(pattern="full", modulation="per_block", backend=None, **more):
     fields = dict(
-        width=WIDTH, depth=1, heads=2, patch_features=PATCH, registers=2, cross=("text",),
+        width=WIDTH, depth=1, heads=2, patch_features=PATCH, registers=2, cross=("text",), layers="loop",
         patterns=(PATTERNS[pattern],), modulation=MODULATIONS[modulation], backend=backend,
         positions=(Sincos(axes="xy"), Fractional(entries=4), Rotary(fps=8.0)),
     )  # fmt: skip
@@ -46,18 +46,18 @@ def network(pattern="full", modulation="per_block", backend=None, **more):
 @functools.cache
 def parameters(modulation="per_block"):
     net = network(modulation=modulation)
-    return random_like(meta.unbox(jax.jit(net.init)(jax.random.key(0), *alone(EXAMPLES[0]))))
+    return random_like(meta.unbox(jax.eval_shape(net.init, jax.random.key(0), *alone(EXAMPLES[0]))))
 
 
 def answers(net):
-    """A jitted function to the outputs and the gradients of their weighted sum."""
+    """A function to the outputs and the gradients of their weighted sum."""
 
     def total(params, batch, x, text, time, cond, weight):
         tokens = {"text": cond.tokens["text"].replace(x=text)}
         out = net.apply(params, batch.replace(x=x), time, cond.replace(tokens=tokens))
         return (out * weight).sum(), out
 
-    grad = jax.jit(jax.value_and_grad(total, argnums=(0, 2, 3), has_aux=True))
+    grad = jax.value_and_grad(total, argnums=(0, 2, 3), has_aux=True)
 
     def run(params, batch, time, cond, weight):
         (_, out), grads = grad(

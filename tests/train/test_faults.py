@@ -1,4 +1,4 @@
-"""Full disks, failures behind the caller's back and kills at any moment cost no older checkpoint."""
+"""Full disks, failures in the background and kills at any moment cost no older checkpoint."""
 
 import contextlib
 import errno

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedule import Numbers
-from vdm_jax.types import Count, Finite, Natural, Positive
+from vdm_jax.types import Count, Finite, Fraction, Natural, Positive
 
 Indices = Int[Array, "..."]
 
@@ -33,13 +33,18 @@ class Grid(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linspace:
-    """Even in t."""
+    """Even in t, down to clean; or, where `last` is given, down to it and then clean."""
+
+    last: Fraction = 0.0
 
     def length(self, steps):
         return steps
 
     def __call__(self, index, steps, start, process):
-        return start * jnp.maximum(1 - index / steps, 0)
+        if self.last == 0:
+            return start * jnp.maximum(1 - index / steps, 0)
+        t = start + (self.last - start) * index / jnp.maximum(steps - 1, 1)
+        return jnp.where(index >= steps, 0, jnp.minimum(t, start))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ def attend(
 ) -> Float[Array, "b n h d"]:
     """The result of `dense.attend`; `block` tokens a block, by default what suits the platform."""
     block = block or BLOCKS.get(jax.default_backend(), BLOCK_ELSEWHERE)
-    run = functools.partial(_attend, block)
+    run = functools.partial(_compiled, block)
     axes = _row_axes(q.shape[0])
     if axes:
         rows = PartitionSpec(axes)
@@ -202,6 +202,8 @@ def _backward(block, saved, d_out):
 
 
 _attend.defvjp(_save, _backward)
+# Outside of a compiled step (a notebook, a test) every call would compile its loops anew.
+_compiled = jax.jit(_attend, static_argnums=0)
 
 
 def _worklist(met: Bool[Array, "b q k"]) -> tuple[Int[Array, "b q k"], Int[Array, "b q"]]:

@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from data_pipeline.loaders import Batch
 
+from data_pipeline.loaders import Batch
 from vdm_jax.config import UserError
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.feed import to_device

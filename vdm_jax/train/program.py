@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,12 +17,13 @@ import numpy as np
 
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.place import abstract, batch_sharding, unbox
-from vdm_jax.parallel.rules import table
+from vdm_jax.parallel.rules import Rules, table
 from vdm_jax.train import state as states
 from vdm_jax.train.feed import to_carrier
 from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
 from vdm_jax.train.step import make_step
+from vdm_jax.types import Metrics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,29 @@ class Program:
     mesh: jax.sharding.Mesh
     abstract: TrainState
     batch_sharding: jax.sharding.NamedSharding
-    init: Callable[[], TrainState]
-    step: Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Any]]
+    rules: Rules
+    jitted_init: Callable[[], TrainState]
+    jitted_step: Any  # (state, arrays) -> (state, metrics), of jax.jit
+
+    def init(self) -> TrainState:
+        with self._ambient():
+            return self.jitted_init()
+
+    def step(self, state: TrainState, arrays: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
+        """One update; `state` is donated."""
+        with self._ambient():
+            return self.jitted_step(state, arrays)
+
+    def lower(self, state: TrainState, arrays: Mapping[str, Any]) -> jax.stages.Lowered:
+        """The step before the compiler, for concrete or abstract arguments."""
+        with self._ambient():
+            return self.jitted_step.lower(state, arrays)
+
+    @contextlib.contextmanager
+    def _ambient(self) -> Iterator[None]:
+        # Under `with mesh:` Flax would silently ignore every constraint.
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
+            yield
 
     @property
     def row_devices(self) -> int:
@@ -57,34 +79,25 @@ def parameter_count(tree: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def make_program(run: Run) -> Program:
-    """Everything but compilation, which the first step does.
+def make_program(run: Run, devices: Sequence[jax.Device] | None = None) -> Program:
+    """Everything but compilation, which the first step does; on all devices unless some are given.
 
     Raises:
       UserError: the mesh does not fit the devices, a parameter no rule of the optimizer matches.
     """
-    mesh = make_mesh(run.mesh)
+    mesh = make_mesh(run.mesh, devices)
     rules = table(run.rules)
     boxed = jax.eval_shape(lambda: initialise(run))
     whole = abstract(boxed, mesh, rules)
     placed = jax.tree.map(lambda leaf: leaf.sharding, whole)
-    rows = batch_sharding(mesh)
     step = make_step(run.stage, run.objective, run.optimizer.transform(), run.seed)
 
-    @contextlib.contextmanager
-    def ambient() -> Iterator[None]:
-        with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
-            yield
-
-    init_jit = jax.jit(lambda: unbox(initialise(run)), out_shardings=placed)
-    step_jit = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
-
-    def init() -> TrainState:
-        with ambient():
-            return init_jit()
-
-    def advance(state: TrainState, arrays: Mapping[str, Any]):
-        with ambient():
-            return step_jit(state, arrays)
-
-    return Program(mesh=mesh, abstract=whole, batch_sharding=rows, init=init, step=advance)
+    init = jax.jit(lambda: unbox(initialise(run)), out_shardings=placed)
+    return Program(
+        mesh=mesh,
+        abstract=whole,
+        batch_sharding=batch_sharding(mesh),
+        rules=rules,
+        jitted_init=init,
+        jitted_step=jax.jit(step, donate_argnums=0, out_shardings=(placed, None)),
+    )

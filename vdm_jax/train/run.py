@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from data_pipeline.loaders import PackedVideo
 
+from data_pipeline.loaders import PackedVideo
 from vdm_jax.objectives.denoise import Objective
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import Optimizer

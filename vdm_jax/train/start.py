@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from data_pipeline.text import Tokenizer
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from data_pipeline.text import Tokenizer
 from vdm_jax.config import UserError, build, from_json, problems, to_json
 from vdm_jax.train import lineage, log, outcome
 from vdm_jax.train.checkpoint import Checkpoints

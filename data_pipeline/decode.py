@@ -1,0 +1,282 @@
+"""Guarded decoding: chosen frames of one file, at one size, or one reason why not.
+
+A file is a stranger's. It is opened without following a link or waiting for a writer, must be a
+regular file within limits, only known containers are tried, and nothing it names is opened. Frames
+are chosen by presentation time, never by number; the first error, corrupt frame or change of
+size refuses the whole clip (`BadClip`). FFmpeg itself is not sandboxed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import av
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from data_pipeline.errors import BadClip
+
+STILL_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+# `protocol_whitelist` names no protocol: a file cannot make the demuxer open another one.
+OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", "err_detect": "explode"}
+TRANSIENT = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
+RETRIES = 3
+# 1 ms, below the distance of frames at any rate that is accepted: containers round their clocks.
+TOLERANCE_S = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a file may cost before it is refused."""
+
+    bytes: int = 4 << 30
+    pixels: int = 1 << 25  # of one frame
+    frames: int = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """Which part of a clip: `frames` at first + offset + i / rate seconds of presentation time,
+    resized to `resized` (height, width), of which the middle `size` is kept. `first` is the time of
+    the file's first frame, `stored` its size, upright, and `bytes` the file's length, all as they
+    were when it was indexed."""
+
+    first: float = 0.0
+    offset: float = 0.0
+    rate: float
+    frames: int
+    stored: tuple[int, int]
+    resized: tuple[int, int]
+    size: tuple[int, int]
+    bytes: int | None = None
+
+    @property
+    def times(self) -> np.ndarray:
+        return self.first + self.offset + np.arange(self.frames) / (self.rate or 1.0)
+
+    def crop(self, picture: np.ndarray) -> np.ndarray:
+        top, left = ((r - s) // 2 for r, s in zip(self.resized, self.size, strict=True))
+        return picture[top : top + self.size[0], left : left + self.size[1]]
+
+
+def decode(path: Path, view: View, *, still: bool, limits: Limits | None = None) -> np.ndarray:
+    """uint8 (frames, height, width, 3) of a file.
+
+    A read that fails in a way that may pass is tried again, so that a moment's trouble does not
+    make two runs differ.
+
+    Raises:
+      BadClip: for whatever is wrong with the file.
+    """
+    limits = limits or Limits()
+    for attempt in range(RETRIES):
+        try:
+            with open_regular(path, limits) as file:
+                if view.bytes is not None and os.fstat(file.fileno()).st_size != view.bytes:
+                    raise BadClip("changed", "not as many bytes as when it was indexed")
+                return decode_image(file, view, limits) if still else _video(file, view, limits)
+        except OSError as error:
+            if error.errno not in TRANSIENT or attempt + 1 == RETRIES:
+                raise BadClip("read", str(error)) from error
+            time.sleep(0.05 * 4**attempt)
+    raise AssertionError("every attempt returns or raises")
+
+
+def open_regular(path: Path, limits: Limits) -> IO[bytes]:
+    """Open a regular file of 1 to `limits.bytes` bytes; never a link, pipe, device or folder.
+
+    Raises:
+      BadClip: what it is instead. OSError: reading failed in another way.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BadClip("missing") from error
+    except PermissionError as error:
+        raise BadClip("permission") from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BadClip("link") from error
+        if error.errno in (errno.ENXIO, errno.ENAMETOOLONG):
+            raise BadClip("not_a_file") from error
+        raise
+    except ValueError as error:  # a name with a NUL
+        raise BadClip("name") from error
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise BadClip("not_a_file")
+        if status.st_size == 0:
+            raise BadClip("empty")
+        if status.st_size > limits.bytes:
+            raise BadClip("too_large", f"{status.st_size} bytes")
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def decode_image(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
+    """uint8 (1, height, width, 3) of a still image, turned upright as its EXIF says."""
+    picture = load_image(file, limits)
+    if (picture.height, picture.width) != view.stored:
+        raise BadClip("size", f"{picture.height} x {picture.width}, not as indexed")
+    if view.resized != view.stored:
+        height, width = view.resized
+        smaller = height * width < picture.height * picture.width
+        how = PIL.Image.Resampling.BOX if smaller else PIL.Image.Resampling.BICUBIC
+        picture = picture.resize((width, height), how)
+    return np.ascontiguousarray(view.crop(np.asarray(picture)))[None]
+
+
+def load_image(file: IO[bytes], limits: Limits) -> PIL.Image.Image:
+    """An upright RGB picture; its size is checked before its pixels are read."""
+    try:
+        with PIL.Image.open(file, formats=STILL_FORMATS) as picture:
+            if picture.width * picture.height > limits.pixels:
+                raise BadClip("too_large", f"{picture.height} x {picture.width} pixels")
+            upright = PIL.ImageOps.exif_transpose(picture)
+            return upright.convert("RGB")
+    except PIL.UnidentifiedImageError as error:
+        raise BadClip("format") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise BadClip("corrupt", str(error)) from error
+    # A broken file may fail anywhere inside a codec's Python half.
+    except (ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
+        raise BadClip("corrupt", str(error)) from error
+
+
+@contextlib.contextmanager
+def open_video(file: IO[bytes], limits: Limits) -> Iterator[tuple[Any, Any]]:
+    """(container, its first video stream), to be decoded on the caller's thread alone; FFmpeg's
+    errors become `BadClip`, and the container is closed."""
+    try:
+        container = av.open(file, options=OPTIONS, metadata_errors="replace")
+    except (av.error.InvalidDataError, av.error.ArgumentError) as error:
+        raise BadClip("format") from error
+    except av.error.FFmpegError as error:
+        raise BadClip(*_class_of(error)) from error
+    try:
+        if not container.streams.video:
+            raise BadClip("no_video")
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        if context is None:
+            raise BadClip("codec")
+        if context.width < 1 or context.height < 1:
+            raise BadClip("size", "none")
+        if context.width * context.height > limits.pixels:
+            raise BadClip("too_large", f"{context.height} x {context.width} pixels")
+        # One thread per decoder: the loader decodes many clips at once.
+        context.thread_count = 1
+        context.options = {"err_detect": "explode", "max_pixels": str(limits.pixels)}
+        yield container, stream
+    except av.error.FFmpegError as error:
+        raise BadClip(*_class_of(error)) from error
+    finally:
+        container.close()
+
+
+def _class_of(error: av.error.FFmpegError) -> tuple[str, str]:
+    if isinstance(error, OSError) and error.errno in TRANSIENT:
+        raise error
+    if isinstance(error, EOFError):
+        return "truncated", ""
+    known = isinstance(error, av.error.InvalidDataError)
+    return ("corrupt" if known else "codec"), type(error).__name__
+
+
+def whole_frames(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
+    """(presentation time in seconds, frame) from where the container stands, in order.
+
+    Raises:
+      BadClip: a corrupt frame, one without a time, or times that do not rise.
+    """
+    last = -np.inf
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise BadClip("corrupt")
+        if frame.pts is None or frame.time is None:
+            raise BadClip("timestamps", "missing")
+        if not frame.time > last:
+            raise BadClip("timestamps", "not rising")
+        last = frame.time
+        yield frame.time, frame
+
+
+def upright_size(frame: Any) -> tuple[int, int]:
+    """(height, width) after rotation."""
+    sideways = turns(frame) % 2 == 1
+    return (frame.width, frame.height) if sideways else (frame.height, frame.width)
+
+
+def turns(frame: Any) -> int:
+    """Quarter turns counter-clockwise that bring a frame upright."""
+    return round(frame.rotation / 90) % 4
+
+
+def _video(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
+    out = np.empty((view.frames, *view.size, 3), np.uint8)
+    with open_video(file, limits) as (container, stream):
+        if view.offset > 0 and stream.time_base:
+            # Half a period early: the frame nearest to the first time may come before it.
+            early = max(view.first, view.first + view.offset - 0.5 / view.rate)
+            target = round(early / float(stream.time_base))
+            container.seek(target, stream=stream, backward=True)
+        filled = 0
+        for index, frame in _nearest(whole_frames(container, stream), view, limits):
+            if upright_size(frame) != view.stored:
+                raise BadClip("size", f"{upright_size(frame)}, not as indexed")
+            out[index] = view.crop(_picture(frame, view.resized))
+            filled += 1
+        if filled < view.frames:
+            raise BadClip("short", f"{filled} of {view.frames} frames")
+    return out
+
+
+def _nearest(
+    frames: Iterator[tuple[float, Any]], view: View, limits: Limits
+) -> Iterator[tuple[int, Any]]:
+    """(index, the frame nearest in time to `view.times[index]`), each index once and in order."""
+    times = view.times
+    period = 1 / view.rate if view.rate else np.inf
+    index, before, count = 0, None, 0
+    for now, frame in frames:
+        count += 1
+        if count > limits.frames:
+            raise BadClip("too_large", "too many frames")
+        while index < len(times) and now >= times[index] - TOLERANCE_S:
+            early = before is not None and times[index] - before[0] < now - times[index]
+            yield index, before[1] if early and before is not None else frame
+            index += 1
+        if index == len(times):
+            return
+        before = now, frame
+    # The stream ended; its last frame stands for times up to half a period after it.
+    while before is not None and index < len(times) and times[index] - before[0] < period / 2:
+        yield index, before[1]
+        index += 1
+
+
+def _picture(frame: Any, resized: tuple[int, int]) -> np.ndarray:
+    """uint8 (height, width, 3), upright; resized in C before it is turned."""
+    quarter = turns(frame)
+    height, width = resized if quarter % 2 == 0 else resized[::-1]
+    smaller = height * width < frame.height * frame.width
+    shown = frame.reformat(
+        width=width, height=height, format="rgb24", interpolation="AREA" if smaller else "BICUBIC"
+    )
+    return np.rot90(shown.to_ndarray(), quarter)

@@ -1,0 +1,136 @@
+"""What a file really holds, found by demuxing and decoding it: headers lie.
+
+Presentation times come from the packets. Frames are counted by decoding; a long film is decoded in
+three places instead and its packets are counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+from data_pipeline.decode import (
+    Limits,
+    load_image,
+    open_regular,
+    open_video,
+    turns,
+    upright_size,
+    whole_frames,
+)
+from data_pipeline.errors import BadClip
+
+WHOLE = 2048  # films with more frames than this are tried in three places
+TRIED = 32  # frames in each
+FASTEST = 1000  # frames a second that are believed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """Columns of the manifest that only the file itself can fill."""
+
+    start_s: float
+    end_s: float
+    fps_num: int
+    fps_den: int
+    height: int
+    width: int
+    n_frames: int
+    rotation: int
+    sha256: str
+    bytes: int
+
+
+def probe(path: Path, *, still: bool, limits: Limits | None = None) -> Found:
+    """Look at one file.
+
+    Raises:
+      BadClip: it cannot be trained on, and why.
+    """
+    limits = limits or Limits()
+    try:
+        with open_regular(path, limits) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            file.seek(0)
+            found = _still(file, limits) if still else _film(file, limits)
+    except OSError as error:
+        raise BadClip("read", str(error)) from error
+    return Found(sha256=digest, bytes=size, **found)
+
+
+def _still(file: IO[bytes], limits: Limits) -> dict[str, Any]:
+    picture = load_image(file, limits)
+    size = {"height": picture.height, "width": picture.width}
+    return {"start_s": 0.0, "end_s": 0.0, "fps_num": 0, "fps_den": 1, **size} | _ONE
+
+
+_ONE = {"n_frames": 1, "rotation": 0}
+
+
+def _film(file: IO[bytes], limits: Limits) -> dict[str, Any]:
+    with open_video(file, limits) as (container, stream):
+        ticks = _packet_times(container, stream, limits)
+        if len(ticks) > WHOLE:
+            for start in (ticks[0], ticks[len(ticks) // 2], ticks[-TRIED]):
+                container.seek(start, stream=stream, backward=True)
+                height, width, rotation, _ = _try(container, stream, TRIED)
+        else:
+            container.seek(ticks[0], stream=stream, backward=True)
+            height, width, rotation, times = _try(container, stream, limits.frames)
+            ticks = times
+        base = Fraction(stream.time_base)
+        rate = Fraction(0)
+        if len(ticks) > 1:
+            rate = (len(ticks) - 1) / ((ticks[-1] - ticks[0]) * base)
+            rate = rate.limit_denominator(100_000)
+            if not 0 < rate <= FASTEST:
+                raise BadClip("timestamps", f"{float(rate):g} frames a second")
+        start = float(ticks[0] * base)
+        end = float(ticks[-1] * base) + (float(1 / rate) if rate else 0.0)
+    return {
+        "start_s": start, "end_s": end, "fps_num": rate.numerator, "fps_den": rate.denominator,
+        "height": height, "width": width, "n_frames": len(ticks), "rotation": rotation,
+    }  # fmt: skip
+
+
+def _packet_times(container: Any, stream: Any, limits: Limits) -> list[int]:
+    """Presentation times of all packets in ticks, sorted."""
+    ticks, count, promised = [], 0, stream.frames
+    for packet in container.demux(stream):
+        if packet.size == 0:  # the flush at the end
+            continue
+        if packet.is_corrupt:
+            raise BadClip("truncated")
+        if packet.pts is None:
+            raise BadClip("timestamps", "missing")
+        count += 1
+        if not packet.is_discard:  # an edit list hides it
+            ticks.append(packet.pts)
+        if count > limits.frames:
+            raise BadClip("too_large", f"more than {limits.frames} frames")
+    if not ticks:
+        raise BadClip("truncated" if promised else "no_frames")
+    # In mp4 the table of samples is the file's own count; an AVI header's is often wrong.
+    if container.format.name.startswith("mov") and count < promised:
+        raise BadClip("truncated", f"{count} of {promised} frames")
+    return sorted(ticks)
+
+
+def _try(container: Any, stream: Any, most: int) -> tuple[int, int, int, list[int]]:
+    """(height, width, rotation, ticks) of at most `most` frames, which must agree in size."""
+    size, rotation, ticks = None, 0, []
+    for _, frame in whole_frames(container, stream):
+        size, rotation = size or upright_size(frame), turns(frame) * 90
+        if upright_size(frame) != size:
+            raise BadClip("size", "changes within the clip")
+        ticks.append(frame.pts)
+        if len(ticks) == most:
+            break
+    if size is None:
+        raise BadClip("no_frames")
+    return *size, rotation, ticks

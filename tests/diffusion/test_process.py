@@ -1,0 +1,89 @@
+"""Levels obey their path; every example has its own shift; given cells have their own level."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.diffusion.carriers import frames, packed, spread
+from vdm_jax.config import UserError
+from vdm_jax.diffusion import schedule as sch
+from vdm_jax.diffusion.process import Process, TokenShift, gap, held, with_known
+
+
+@pytest.mark.parametrize("path", ["vp", "ve", "linear"])
+def test_paths(path):
+    process = Process(schedule=sch.LinearLogSNR(logsnr_min=-14.0, logsnr_max=14.0), path=path)
+    t = jnp.linspace(0.01, 1, 50)
+    at = process.level(t)
+    np.testing.assert_allclose(
+        at.alpha / at.sigma, np.exp(np.linspace(13.72, -14, 50) / 2), rtol=1e-4
+    )
+    invariant = {
+        "vp": at.alpha**2 + at.sigma**2, "ve": at.alpha, "linear": at.alpha + at.sigma
+    }[path]  # fmt: skip
+    np.testing.assert_allclose(invariant, 1, atol=1e-6)
+    np.testing.assert_allclose(process.inverse(at.logsnr), t, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["vp", "linear"])
+def test_ends_are_finite_and_clean_is_exact(path):
+    for plan in (sch.Straight(), sch.Cosine(), sch.ZeroTerminal(schedule=sch.FromBetas())):
+        at = Process(schedule=plan, path=path).level(jnp.array([0.0, 1.0]))
+        assert np.all(np.isfinite([at.alpha, at.sigma]))
+        assert float(at.alpha[0]) == 1 and float(at.sigma[0]) == 0 and np.isposinf(at.logsnr[0])
+        np.testing.assert_allclose(at.alpha[1], 0, atol=1e-4)
+
+
+def test_noise_is_their_sum():
+    at = Process(schedule=sch.Straight(), path="linear").level(0.25)
+    x = Process(schedule=sch.Straight(), path="linear").noise(jnp.array(2.0), jnp.array(-4.0), at)
+    np.testing.assert_allclose(x, 0.75 * 2 - 0.25 * 4, rtol=1e-6)
+
+
+def test_infinite_ve_and_unknown_path_are_refused():
+    with pytest.raises(UserError, match="Clip"):
+        Process(schedule=sch.Straight(), path="ve")
+    with pytest.raises((UserError, TypeError)):
+        Process(schedule=sch.Straight(), path="flow")
+
+
+def test_each_example_has_its_own_shift():
+    """sigma' = a sigma / (1 + (a - 1) sigma) with a = sqrt(cells / reference), per example."""
+    batch = packed(rows=(((1, 2, 2), (4, 2, 2)),), tokens=20)
+    process = Process(
+        schedule=sch.Straight(), path="linear", shift=TokenShift(reference=4.0)
+    ).on(batch)  # fmt: skip
+    sigma = np.asarray(process.level(jnp.full((1, 2, 1), 0.4)).sigma).ravel()
+    np.testing.assert_allclose(sigma, [0.4, 2 * 0.4 / (1 + 0.4)], rtol=1e-5)
+    back = process.inverse(process.level(jnp.full((1, 2, 1), 0.4)).logsnr)
+    np.testing.assert_allclose(back, 0.4, rtol=1e-5)
+
+
+def test_gap_and_held_at_infinite_ends():
+    process = Process(schedule=sch.Straight())
+    now, nxt = process.level(jnp.array([1.0, 1.0, 0.0])), process.level(jnp.array([1.0, 0.5, 0.0]))
+    assert np.array_equal(held(now, nxt), [True, False, True])
+    assert np.array_equal(gap(now, nxt), [0, np.inf, 0])
+
+
+@pytest.mark.parametrize("make", [packed, frames])
+def test_known_cells_get_a_clean_level(make):
+    batch = make()
+    known = jnp.zeros(batch.segment.shape, bool).at[0, 1].set(True)
+    batch = batch.replace(known=known, given=batch.x)
+    process = Process(schedule=sch.Cosine())
+    told, t = with_known(batch, jnp.full((*batch.examples.valid.shape, 1), 0.5))
+    sigma = np.asarray(spread(told, process.level(t)).sigma).reshape(batch.segment.shape)
+    real = np.asarray(batch.segment) > 0
+    assert sigma[0, 1] == 0
+    np.testing.assert_allclose(sigma[real & ~np.asarray(known)], np.sqrt(0.5), rtol=1e-5)
+
+
+def test_known_cells_among_frames_with_levels():
+    batch = frames(b=1)
+    known = jnp.array([[False, True, False]])
+    batch = batch.replace(level=batch.position, known=known, given=batch.x)
+    told, t = with_known(batch, jnp.array([[[0.3, 0.6, 0.9]]]))
+    at = jax.tree.map(told.spread, Process(schedule=sch.Straight(), path="linear").level(t))
+    np.testing.assert_allclose(at.sigma.ravel(), [0.3, 0, 0.9], rtol=1e-6)

@@ -1,0 +1,84 @@
+"""Law 8: sharded equals single for every rule set, and really shards; no constant over 1 MiB."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import demo
+from vdm_jax.config import build
+from vdm_jax.parallel.rules import TABLES
+from vdm_jax.train.feed import to_device
+from vdm_jax.train.program import make_program
+
+MESHES = {
+    "dp": {"data": 8},
+    "fsdp": {"data": 2, "fsdp": 4},
+    "fsdp_tp": {"fsdp": 4, "tensor": 2},
+    "fsdp_seq": {"fsdp": 4, "seq": 2},
+    "all": {"data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def make_run(manifest, rules, mesh):
+    config = demo.get_config("smoke")
+    config.knobs.manifest = str(manifest)
+    config.data.rows = 8
+    config.rules = rules
+    config.mesh = mesh
+    return build(config)
+
+
+@pytest.fixture(scope="module")
+def batches(manifest):
+    run = make_run(manifest, "dp", {"data": 1})
+    found = run.data.batches(0)
+    arrays = [next(found).arrays for _ in range(3)]
+    found.close()
+    return arrays
+
+
+def train(run, batches, devices=None):
+    program = make_program(run, devices)
+    state, losses = program.init(), []
+    for arrays in batches:
+        state, metrics = program.step(state, to_device(arrays, program.batch_sharding))
+        losses.append(float(metrics["loss"]))
+    return program, state, losses
+
+
+@pytest.fixture(scope="module")
+def single(manifest, batches):
+    run = make_run(manifest, "dp", {"data": 1})
+    return train(run, batches, jax.devices()[:1])[1:]
+
+
+def test_every_rule_set_is_tried():
+    assert set(MESHES) == set(TABLES)
+
+
+@pytest.mark.parametrize("rules", ["dp", "fsdp_tp", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "fsdp_seq", "all"))])  # fmt: skip
+def test_sharded_equals_single(rules, manifest, batches, single):
+    program, state, losses = train(make_run(manifest, rules, MESHES[rules]), batches)
+    expected, expected_losses = single
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(state.ema), jax.tree.leaves(expected.ema), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    largest = max(jax.tree.leaves(state.params), key=lambda leaf: leaf.size)
+    share = largest.addressable_shards[0].data.size / largest.size
+    divided = MESHES[rules].get("fsdp", 1) * MESHES[rules].get("tensor", 1)
+    assert share <= 1 / min(divided, 4) if rules != "dp" else share == 1
+    text = program.lower(state, to_device(batches[0], program.batch_sharding)).compile().as_text()
+    assert "all-reduce" in text
+    if rules != "dp":
+        assert "all-gather" in text
+
+
+def test_no_large_constant(manifest, batches):
+    """Weights and tables are arguments of the step, not constants in its program."""
+    program = make_program(make_run(manifest, "dp", {"data": 8}))
+    state = program.init()
+    arrays = to_device(batches[0], program.batch_sharding)
+    text = program.lower(state, arrays).as_text()
+    longest = max((len(line) for line in text.splitlines() if "constant" in line), default=0)
+    assert longest < 2**20
