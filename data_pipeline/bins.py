@@ -48,10 +48,10 @@ def best_fit(
         size = sizes[index]
         if (size > limit).any():
             raise ValueError(f"example {index} of size {size} is larger than a row, {limit}")
-        for slot in np.flatnonzero(arrival - born > max_age):
-            if rows[slot]:
-                close(slot)
-            born[slot] = arrival
+        for aged in np.flatnonzero(arrival - born > max_age):
+            if rows[aged]:
+                close(int(aged))
+            born[aged] = arrival
         fits = (room >= size).all(axis=1)
         # An empty row has most room, so best fit opens one only where no begun row will do.
         if not fits.any():

@@ -22,6 +22,7 @@ import av
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+from av.video.reformatter import VideoReformatter
 
 from data_pipeline.errors import BadClip
 
@@ -230,6 +231,7 @@ def turns(frame: Any) -> int:
 
 def _video(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
     out = np.empty((view.frames, *view.size, 3), np.uint8)
+    scaler = VideoReformatter()  # one a clip: setting it up costs more than scaling a small frame
     with open_video(file, limits) as (container, stream):
         if view.offset > 0 and stream.time_base:
             # Half a period early: the frame nearest to the first time may come before it.
@@ -240,7 +242,7 @@ def _video(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
         for index, frame in _nearest(whole_frames(container, stream), view, limits):
             if upright_size(frame) != view.stored:
                 raise BadClip("size", f"{upright_size(frame)}, not as indexed")
-            out[index] = view.crop(_picture(frame, view.resized))
+            out[index] = view.crop(_picture(frame, view.resized, scaler))
             filled += 1
         if filled < view.frames:
             raise BadClip("short", f"{filled} of {view.frames} frames")
@@ -253,10 +255,9 @@ def _nearest(
     """(index, the frame nearest in time to `view.times[index]`), each index once and in order."""
     times = view.times
     period = 1 / view.rate if view.rate else np.inf
-    index, before, count = 0, None, 0
-    for now, frame in frames:
-        count += 1
-        if count > limits.frames:
+    index, before = 0, None
+    for count, (now, frame) in enumerate(frames):
+        if count >= limits.frames:
             raise BadClip("too_large", "too many frames")
         while index < len(times) and now >= times[index] - TOLERANCE_S:
             early = before is not None and times[index] - before[0] < now - times[index]
@@ -271,12 +272,16 @@ def _nearest(
         index += 1
 
 
-def _picture(frame: Any, resized: tuple[int, int]) -> np.ndarray:
+def _picture(frame: Any, resized: tuple[int, int], scaler: VideoReformatter) -> np.ndarray:
     """uint8 (height, width, 3), upright; resized in C before it is turned."""
     quarter = turns(frame)
     height, width = resized if quarter % 2 == 0 else resized[::-1]
     smaller = height * width < frame.height * frame.width
-    shown = frame.reformat(
-        width=width, height=height, format="rgb24", interpolation="AREA" if smaller else "BICUBIC"
+    shown = scaler.reformat(
+        frame,
+        width=width,
+        height=height,
+        format="rgb24",
+        interpolation="AREA" if smaller else "BICUBIC",
     )
     return np.rot90(shown.to_ndarray(), quarter)

@@ -31,7 +31,8 @@ def index(source: str, out: str, *, threads: int | None = None) -> dict[str, Any
     entries = list(walk(source))
     console = Console(stderr=True)
     columns = (TextColumn("probing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    rows, skipped = [], []
+    rows: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
     with (
         Progress(*columns, console=console, transient=True) as progress,
         ThreadPoolExecutor(threads or 2 * (os.cpu_count() or 1)) as pool,
@@ -40,14 +41,14 @@ def index(source: str, out: str, *, threads: int | None = None) -> dict[str, Any
             zip(entries, pool.map(look, entries), strict=True), total=len(entries)
         ):
             if isinstance(found, BadClip):
-                why = {"reason": found.reason, "detail": str(found)}
+                why = {"reason": found.reason, "detail": printable(str(found))}
                 skipped.append({"file": printable(entry.uri)} | why)
             else:
                 rows.append(found)
     reasons = dict(sorted(collections.Counter(line["reason"] for line in skipped).items()))
     if not rows:
-        why = f": {', '.join(f'{n} {r}' for r, n in reasons.items())}" if reasons else ""
-        raise DataError(f"'{source}' holds no video or image that can be used{why}.")
+        said = f": {', '.join(f'{n} {r}' for r, n in reasons.items())}" if reasons else ""
+        raise DataError(f"'{source}' holds no video or image that can be used{said}.")
     table = _write(Path(out), rows, skipped, Path(source))
     images = sum(row["fps_num"] == 0 for row in rows)
     return {

@@ -1,9 +1,9 @@
 """The stream of examples: ordinal -> (source, clip, visit), without end and without state.
 
 Weights count examples. They are rounded to shares of `PERIOD`; within each period the sources take
-turns as evenly as whole turns allow, so the example of an ordinal is found without its predecessors.
-A source is shuffled anew each time round (each *visit*), by the identities of its clips: neither
-the order of rows in a manifest nor the other sources matter.
+turns as evenly as whole turns allow, so an ordinal's example is found without its predecessors. A
+source is shuffled anew each time round (each *visit*), by the identities of its clips: neither the
+order of rows in a manifest nor the other sources matter.
 """
 
 from __future__ import annotations

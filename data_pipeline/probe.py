@@ -65,11 +65,9 @@ def probe(path: Path, *, still: bool, limits: Limits | None = None) -> Found:
 
 def _still(file: IO[bytes], limits: Limits) -> dict[str, Any]:
     picture = load_image(file, limits)
-    size = {"height": picture.height, "width": picture.width}
-    return {"start_s": 0.0, "end_s": 0.0, "fps_num": 0, "fps_den": 1, **size} | _ONE
-
-
-_ONE = {"n_frames": 1, "rotation": 0}
+    size: dict[str, float] = {"height": picture.height, "width": picture.width}
+    no_time = {"start_s": 0.0, "end_s": 0.0, "fps_num": 0, "fps_den": 1}
+    return {**no_time, **size, "n_frames": 1, "rotation": 0}
 
 
 def _film(file: IO[bytes], limits: Limits) -> dict[str, Any]:

@@ -35,6 +35,11 @@ class Entry:
         return self.root / self.uri
 
 
+def is_still(uri: str) -> bool:
+    """Whether a name is that of a still image."""
+    return os.path.splitext(uri)[1].lower() in IMAGES
+
+
 def walk(root: str | os.PathLike) -> Iterator[Entry]:
     """Every file that is called a video or an image, sorted; links to folders are not followed.
 
@@ -49,9 +54,8 @@ def walk(root: str | os.PathLike) -> Iterator[Entry]:
 def _walk(root: Path, inside: str) -> Iterator[Entry]:
     for name in sorted(os.listdir(root / inside)):
         uri = f"{inside}{name}"
-        suffix = os.path.splitext(name)[1].lower()
-        if suffix in VIDEOS | IMAGES:
-            yield Entry(root, uri, suffix in IMAGES)
+        if is_still(uri) or os.path.splitext(uri)[1].lower() in VIDEOS:
+            yield Entry(root, uri, is_still(uri))
         if (root / uri).is_dir() and not (root / uri).is_symlink():
             yield from _walk(root, f"{uri}/")
 

@@ -35,7 +35,7 @@ from vdm_jax.train.optim import AdamW, Muon, Optimizer, WarmupCosine
 from vdm_jax.train.run import Prompt, Run
 
 PATCH = (2, 4, 4)
-VOCAB = 512
+VOCAB = 2048
 TEXT_LENGTH = 24
 PROMPTS = (
     "a red circle moving right over a plain dark background",

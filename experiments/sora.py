@@ -64,7 +64,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     drop = knobs.get_ref("text_drop")
     signals = (
         base.text_signal(
-            vocab=512 if smoke else 32768, width=text_width, length=text_length, drop=drop,
+            vocab=2048 if smoke else 32768, width=text_width, length=text_length, drop=drop,
             depth=1 if smoke else 12, heads=4 if smoke else 16,
         ),
         spec(Signal, key="fps", slot="vector", embed=spec(Sinusoid, width=width)),

@@ -14,7 +14,7 @@ ALL = {
     "sigmoid": sch.Sigmoid(tau=0.9),
     "betas": sch.FromBetas(kind="scaled_linear", start=0.00085, end=0.012),
     "shift": sch.Shift(schedule=sch.Straight(), factor=3.0),
-    "clip": sch.Clip(schedule=sch.Straight(), logsnr_min=-6.0, logsnr_max=5.0),
+    "clip": sch.Clip(schedule=sch.Straight(), logsnr_min=-7.0, logsnr_max=6.0),
     "zero_terminal": sch.ZeroTerminal(schedule=sch.FromBetas()),
 }
 
@@ -29,7 +29,7 @@ def test_falls_and_inverts(name):
     ends = plan.inverse(jnp.array([jnp.inf, 1e4, -1e4, -jnp.inf]))
     low, high = 0.0, 1.0
     if name == "clip":
-        low, high = 1 / (1 + np.exp(2.5)), 1 / (1 + np.exp(-3.0))
+        low, high = 1 / (1 + np.exp(3.0)), 1 / (1 + np.exp(-3.5))
     np.testing.assert_allclose(ends, [low, low, high, high], atol=1.1e-3)
 
 
@@ -108,7 +108,7 @@ def test_zero_terminal_as_published():
 
 
 def test_clip_holds_the_ends():
-    np.testing.assert_allclose(ALL["clip"](jnp.array([0.0, 0.5, 1.0])), [5, 0, -6], atol=1e-6)
+    np.testing.assert_allclose(ALL["clip"](jnp.array([0.0, 0.5, 1.0])), [6, 0, -7], atol=1e-6)
 
 
 def test_mistakes_are_said():

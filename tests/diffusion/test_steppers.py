@@ -11,11 +11,12 @@ from vdm_jax.diffusion import schedule as sch
 from vdm_jax.diffusion.process import Process
 
 # What diffusers 0.42.1 makes of the four numbers START with the exact eps (or velocity) of data
-# N(0.7, 0.5^2), 10 steps, betas scaled_linear(0.00085, 0.012), T = 1000; float32 inside. Schedulers:
+# N(0.7, 0.5^2), 10 steps, betas scaled_linear(0.00085, 0.012), T = 1000, float32. Schedulers:
 #   DDIMScheduler(clip_sample=False, set_alpha_to_one=True, timestep_spacing='trailing' / 'leading')
 #   DPMSolverMultistepScheduler(algorithm_type='dpmsolver++', final_sigmas_type='zero',
 #                               lower_order_final=False, timestep_spacing='trailing')
-#   UniPCMultistepScheduler(solver_type='bh2', final_sigmas_type='zero', timestep_spacing='trailing')
+#   UniPCMultistepScheduler(solver_type='bh2', final_sigmas_type='zero',
+#                           timestep_spacing='trailing')
 #   FlowMatchEulerDiscreteScheduler(shift=3.0)
 # Change them only if the definition of a scheduler there was wrong.
 START = [-1.5, -0.3, 0.2, 1.1]

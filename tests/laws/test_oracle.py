@@ -151,7 +151,7 @@ def test_random_steps_reach_the_variance():
 
 def test_learnt_variance_moves_between_its_bounds():
     """One step onto a level that is not clean: the variance is the posterior's, the forward's, or
-    their geometric mean where the network says one half. Song et al.'s betas: a^2 / a'^2 = 1 - beta.
+    their geometric mean where the network says one half; 1 - beta is the ratio of alpha^2.
     """
     batch = cells(4000)
     process = Process(schedule=schedule.LinearLogSNR(logsnr_min=-1.0, logsnr_max=1.0))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from tests.nets.rows import PATCH, WIDTH, alone, example, pack, random_like, spans
+from tests.nets.rows import PATCH, WIDTH, alone, example, pack, random_like
 from vdm_jax.kernels import BACKENDS, chunked
 from vdm_jax.nets.dit import DiT
 from vdm_jax.nets.modulation import PerBlock, Shared
@@ -25,7 +25,9 @@ PATTERNS = {
 MODULATIONS = {"per_block": PerBlock(), "shared": Shared()}
 # Equal lengths, so that each comes alone through one compiled program; an image among them.
 EXAMPLES = [example(0, (3, 2, 2)), example(1, (1, 3, 4)), example(2, (2, 2, 3))]
-ROW = dict(tokens=42, text=11, slots=4)
+LENGTH, WORDS = 12, 3
+LAYOUT = ((2, 0), (1,), ())  # rows of examples; the last is padding alone
+SHAPE = dict(tokens=30, text=8, slots=2)
 
 
 @pytest.fixture(autouse=True)
@@ -81,15 +83,28 @@ def separately(pattern, modulation):
     return [run(params, *alone(one), w) for one, w in zip(EXAMPLES, weights, strict=True)]
 
 
-def together(order, pattern, modulation, backend, **options):
-    """Outputs and gradients of one row with those examples in that order, and their places."""
-    row = [EXAMPLES[i] for i in order]
-    batch, time, cond = pack([row], **ROW, **options)
-    weight = np.zeros((1, ROW["tokens"], PATCH))
-    for index, here in zip(order, spans(row), strict=True):
-        weight[0, here] = weight_of(index)
-    run = answers(network(pattern, modulation, backend))
-    return *run(parameters(modulation), batch, time, cond, weight), spans(row)
+def together(pattern, modulation, backend, layout=LAYOUT, loud=range(3), **options):
+    """Outputs and gradients of rows of those examples, where the loss hears only `loud` ones."""
+    batch, time, cond = pack([[EXAMPLES[i] for i in row] for row in layout], **SHAPE, **options)
+    weight = np.zeros((len(layout), SHAPE["tokens"], PATCH))
+    for index, (row, tokens, _) in places(layout).items():
+        weight[row, tokens] = weight_of(index) * (index in loud)
+    return answers(network(pattern, modulation, backend))(
+        parameters(modulation), batch, time, cond, weight
+    )
+
+
+def places(layout):
+    """Example -> (row, its tokens, its text)."""
+    return {
+        index: (
+            row,
+            slice(place * LENGTH, (place + 1) * LENGTH),
+            slice(place * WORDS, (place + 1) * WORDS),
+        )
+        for row, members in enumerate(layout)
+        for place, index in enumerate(members)
+    }
 
 
 def near(a, b, bound=1e-5):
@@ -101,18 +116,53 @@ def near(a, b, bound=1e-5):
 @pytest.mark.parametrize("modulation", sorted(MODULATIONS))
 @pytest.mark.parametrize("pattern", sorted(PATTERNS))
 def test_packed_equals_separate(pattern, modulation, backend):
-    order = (2, 0, 1)
     parts = separately(pattern, modulation)
-    out, (d_params, d_x, d_text), places = together(order, pattern, modulation, backend)
-    text = 0
-    for index, here in zip(order, places, strict=True):
+    out, (d_params, d_x, d_text) = together(pattern, modulation, backend)
+    covered = np.zeros(out.shape, bool)
+    for index, (row, tokens, text) in places(LAYOUT).items():
         part, (_, part_x, part_text) = parts[index]
         assert np.abs(part).max() > 0.01
-        near(out[0, here], part[0])
-        near(d_x[0, here], part_x[0])
-        near(d_text[0, text : text + 3], part_text[0])
-        text += 3
+        near(out[row, tokens], part[0])
+        near(d_x[row, tokens], part_x[0])
+        near(d_text[row, text], part_text[0])
+        covered[row, tokens] = True
     summed = jax.tree.map(lambda *leaves: sum(leaves), *(grads[0] for _, grads in parts))
     jax.tree.map(near, d_params, summed)
-    assert not np.any(out[0, places[-1].stop :])
-    assert not np.any(d_x[0, places[-1].stop :])
+    assert not np.any(np.asarray(out)[~covered])
+    assert not np.any(np.asarray(d_x)[~covered])
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("pattern", ["full", "temporal"])
+def test_order_permutes_outputs_only(pattern, backend):
+    """Examples in other rows and at other places of a row."""
+    moved = ((), (1, 2), (0,))
+    one, (one_params, one_x, _) = together(pattern, "per_block", backend)
+    two, (two_params, two_x, _) = together(pattern, "per_block", backend, moved)
+    for index, (row, tokens, _) in places(LAYOUT).items():
+        there, moved_tokens, _ = places(moved)[index]
+        near(one[row, tokens], two[there, moved_tokens])
+        near(one_x[row, tokens], two_x[there, moved_tokens])
+    jax.tree.map(near, one_params, two_params)
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+def test_padding_says_nothing(backend):
+    """Even nan in padding tokens and padding text leaves every bit as it was."""
+    quiet = together("full", "per_block", backend)
+    loud = together("full", "per_block", backend, filler=float("nan"))
+    jax.tree.map(np.testing.assert_array_equal, loud, quiet)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(loud))
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("pattern", sorted(PATTERNS))
+def test_nothing_leaks(pattern, backend):
+    """Law 3: what one example's output depends on is exactly its own input and text."""
+    loud = 0
+    _, (_, d_x, d_text) = together(pattern, "per_block", backend, loud=(loud,))
+    row, tokens, text = places(LAYOUT)[loud]
+    for found, own in ((np.array(d_x), tokens), (np.array(d_text), text)):
+        assert np.all(np.abs(found[row, own]).max(-1) > 0)
+        found[row, own] = 0
+        assert not np.any(found)

@@ -18,7 +18,7 @@ finite log SNR: it is the end of sampling, and the level of cells that are given
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +74,7 @@ class Process:
     """A schedule on a path.
 
     Attributes:
+      path: 'vp', 've' or 'linear'.
       shift: where given, each example's own shift; it acts through `on(batch)`.
 
     Raises:
@@ -81,7 +82,7 @@ class Process:
     """
 
     schedule: Schedule
-    path: Literal["vp", "ve", "linear"] = "vp"
+    path: str = "vp"
     shift: TokenShift | None = None
 
     def __post_init__(self):

@@ -15,7 +15,6 @@ The state is float32 whatever the network computes in.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +56,7 @@ class Sampler:
     steps: Count = 50
     guides: tuple[Guide, ...] = ()
     constraints: tuple[Constraint, ...] = ()
-    known: Literal["clean", "told", "noised"] = "clean"
+    known: str = "clean"
 
     def __post_init__(self):
         if self.known not in ("clean", "told", "noised"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -148,7 +148,7 @@ class FromBetas:
       UserError: an unknown kind.
     """
 
-    kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    kind: str = "linear"
     start: Positive = 1e-4
     end: Positive = 0.02
     steps: Count = 1000

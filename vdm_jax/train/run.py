@@ -66,6 +66,7 @@ class Run:
         found += self.data.problems(devices=devices, microbatches=self.microbatches)
         if tuple(self.data.patch) != tuple(self.stage.patch):
             found.append(f"data.patch is {self.data.patch}, stage.patch is {self.stage.patch}.")
+        found += self._vocabulary_problems() if not found else []
         found += [
             f"ema rate {rate} must be between 0 and 1." for rate in self.ema if not 0 <= rate < 1
         ]
@@ -79,6 +80,16 @@ class Run:
             size = (prompt.frames, prompt.height, prompt.width)
             found += [f"prompts[{index}]: {line}" for line in size_problems(self.stage, size)]
         return found
+
+    def _vocabulary_problems(self) -> list[str]:
+        size = self.data.tokenizer.size
+        encoders = [getattr(s.embed, "encoder", None) for s in self.stage.denoiser.signals]
+        small = [e.vocab for e in encoders if e is not None and e.vocab < size]
+        return [
+            f"a text encoder has a vocab of {vocab}, but the captions' tokenizer has {size} ids; "
+            f"raise the encoder's vocab to at least {size}."
+            for vocab in small
+        ]
 
     def blank_arrays(self, rows: int) -> dict[str, np.ndarray]:
         """Padding alone, in the shapes and dtypes of one microbatch of the loader."""
