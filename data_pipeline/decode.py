@@ -22,7 +22,7 @@ import av
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from data_pipeline.errors import BadClip
 
@@ -30,6 +30,7 @@ STILL_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 # `protocol_whitelist` names no protocol: a file cannot make the demuxer open another one.
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", "err_detect": "explode"}
+SMALLER, LARGER = Interpolation.AREA, Interpolation.BICUBIC
 TRANSIENT = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
 RETRIES = 3
 # 1 ms, below the distance of frames at any rate that is accepted: containers round their clocks.
@@ -282,6 +283,9 @@ def _picture(frame: Any, resized: tuple[int, int], scaler: VideoReformatter) -> 
         width=width,
         height=height,
         format="rgb24",
-        interpolation="AREA" if smaller else "BICUBIC",
+        interpolation=(SMALLER if smaller else LARGER)
+        | Interpolation.ACCURATE_RND
+        | Interpolation.BITEXACT,
+        threads=1,
     )
     return np.rot90(shown.to_ndarray(), quarter)

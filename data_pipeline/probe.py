@@ -74,8 +74,8 @@ def _film(file: IO[bytes], limits: Limits) -> dict[str, Any]:
     with open_video(file, limits) as (container, stream):
         ticks = _packet_times(container, stream, limits)
         if len(ticks) > WHOLE:
-            for start in (ticks[0], ticks[len(ticks) // 2], ticks[-TRIED]):
-                container.seek(start, stream=stream, backward=True)
+            for tick in (ticks[0], ticks[len(ticks) // 2], ticks[-TRIED]):
+                container.seek(tick, stream=stream, backward=True)
                 height, width, rotation, _ = _try(container, stream, TRIED)
         else:
             container.seek(ticks[0], stream=stream, backward=True)

@@ -55,9 +55,47 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "muon_rate": 1e-2,
             "text_drop": 0.1,
             "guidance": 2.0,
-            "sampler_steps": 4 if smoke else 32,
         }
     )
+    data = spec(
+        PackedVideo,
+        sources=(spec(Source, manifest=knobs.get_ref("manifest")),),
+        patch=PATCH,
+        tokens=256 if smoke else 1024,
+        text_tokens=96 if smoke else 256,
+        segments=8 if smoke else 24,
+        rows=2 if smoke else 4,
+        seed=knobs.get_ref("seed"),
+        size=spec(Native),
+        holdout=0.1,
+        block=64 if smoke else 4096,
+    )
+    # Matrices inside the blocks are muon's; embeddings, the head and vectors are Adam's.
+    muon = spec(Muon, learning_rate=knobs.get_ref("muon_rate"))
+    adam = spec(AdamW, learning_rate=knobs.get_ref("learning_rate"))
+    rules = ((r"backbone/units/.*kernel$", muon), (".*", adam))
+    schedule = spec(WarmupCosine, steps=50, total=knobs.get_ref("steps"), final=0.05)
+    return spec(
+        Run,
+        stage=_stage(smoke, knobs),
+        objective=spec(
+            Denoise, times=spec(LogitNormal, base=spec(Stratified)), weight=spec(Uniform)
+        ),
+        data=data,
+        optimizer=spec(Optimizer, rules=rules, schedule=schedule),
+        seed=knobs.get_ref("seed"),
+        steps=knobs.get_ref("steps"),
+        ema=(0.995,),
+        save_every=4 if smoke else 500,
+        validate_every=4 if smoke else 250,
+        validation_rows=2 if smoke else 4,
+        sample_every=0 if smoke else 1000,
+        prompts=tuple(spec(Prompt, text=text, frames=8, height=24, width=24) for text in PROMPTS),
+        knobs=knobs,
+    )
+
+
+def _stage(smoke: bool, knobs: ConfigDict) -> ConfigDict:
     width = knobs.get_ref("width")
     text = base.text_signal(
         vocab=VOCAB, width=width, length=TEXT_LENGTH, drop=knobs.get_ref("text_drop")
@@ -73,53 +111,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         cross=("text",),
     )
     guidance = spec(Guidance, scales=(spec(Constant, value=knobs.get_ref("guidance")),))
-    stage = spec(
+    sampler = spec(Sampler, stepper=spec(Euler), steps=4 if smoke else 32, guides=(guidance,))
+    return spec(
         Stage,
         denoiser=spec(Denoiser, backbone=backbone, parameterization=spec(Flow), signals=(text,)),
         process=spec(Process, schedule=spec(Straight), path="linear"),
         prior=spec(Prior),
-        sampler=spec(
-            Sampler,
-            stepper=spec(Euler),
-            steps=knobs.get_ref("sampler_steps"),
-            guides=(guidance,),
-        ),
+        sampler=sampler,
         patch=PATCH,
-    )
-    data = spec(
-        PackedVideo,
-        sources=(spec(Source, manifest=knobs.get_ref("manifest")),),
-        patch=PATCH,
-        tokens=256 if smoke else 1024,
-        text_tokens=96 if smoke else 256,
-        segments=8 if smoke else 24,
-        rows=2 if smoke else 4,
-        seed=knobs.get_ref("seed"),
-        size=spec(Native),
-        holdout=0.1,
-        block=64 if smoke else 4096,
-    )
-    muon = spec(Muon, learning_rate=knobs.get_ref("muon_rate"))
-    adam = spec(AdamW, learning_rate=knobs.get_ref("learning_rate"))
-    schedule = spec(WarmupCosine, steps=50, total=knobs.get_ref("steps"), final=0.05)
-    return spec(
-        Run,
-        stage=stage,
-        objective=spec(
-            Denoise, times=spec(LogitNormal, base=spec(Stratified)), weight=spec(Uniform)
-        ),
-        data=data,
-        # Matrices inside the blocks are muon's; embeddings, the head and vectors are Adam's.
-        optimizer=spec(
-            Optimizer, rules=((r"backbone/units/.*kernel$", muon), (".*", adam)), schedule=schedule
-        ),
-        seed=knobs.get_ref("seed"),
-        steps=knobs.get_ref("steps"),
-        ema=(0.995,),
-        save_every=4 if smoke else 500,
-        validate_every=4 if smoke else 250,
-        validation_rows=2 if smoke else 4,
-        sample_every=0 if smoke else 1000,
-        prompts=tuple(spec(Prompt, text=text, frames=8, height=24, width=24) for text in PROMPTS),
-        knobs=knobs,
     )

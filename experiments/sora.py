@@ -25,7 +25,6 @@ from data_pipeline.sizes import Native
 from experiments import base
 from vdm_jax.config import spec
 from vdm_jax.denoiser import Denoiser
-from vdm_jax.diffusion.grids import Linspace
 from vdm_jax.diffusion.guides import Constant, Guidance
 from vdm_jax.diffusion.parameterization import X0
 from vdm_jax.diffusion.prior import Prior
@@ -59,47 +58,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "guidance": 5.0,
         }
     )
-    width = knobs.get_ref("width")
-    text_width, text_length = (16, 24) if smoke else (1024, 256)
-    drop = knobs.get_ref("text_drop")
-    signals = (
-        base.text_signal(
-            vocab=2048 if smoke else 32768, width=text_width, length=text_length, drop=drop,
-            depth=1 if smoke else 12, heads=4 if smoke else 16,
-        ),
-        spec(Signal, key="fps", slot="vector", embed=spec(Sinusoid, width=width)),
-    )  # fmt: skip
-    backbone = spec(
-        DiT,
-        width=width,
-        depth=2 if smoke else 32,
-        heads=2 if smoke else 18,
-        patch_features=3 * patch[0] * patch[1] * patch[2],
-        positions=(spec(Rotary, fps=24.0 / patch[0]),),
-        modulation=spec(Shared),
-        registers=4,
-        cross=("text",),
-        remat="none" if smoke else "attention",
-        dtype="float32" if smoke else "bfloat16",
-    )
-    process = spec(
-        Process,
-        schedule=spec(Clip, schedule=spec(Straight), logsnr_min=-14.0, logsnr_max=14.0),
-        path="linear",
-        shift=spec(TokenShift, reference=float(tokens // 4)),
-    )
-    guidance = spec(Guidance, scales=(spec(Constant, value=knobs.get_ref("guidance")),))
-    stage = spec(
-        Stage,
-        denoiser=spec(Denoiser, backbone=backbone, parameterization=spec(X0), signals=signals),
-        process=process,
-        prior=spec(Prior),
-        sampler=spec(
-            Sampler, stepper=spec(Euler), grid=spec(Linspace), steps=4 if smoke else 50,
-            guides=(guidance,),
-        ),
-        patch=patch,
-    )  # fmt: skip
     data = spec(
         PackedVideo,
         sources=(spec(Source, manifest=knobs.get_ref("manifest")),),
@@ -117,10 +75,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         (r"backbone/units/.*kernel$", spec(Muon, learning_rate=rate)),
         (".*", spec(AdamW, learning_rate=rate, b2=0.95)),
     )
-    size = (8, 16, 24) if smoke else (96, 480, 848)
+    frames, height, width = (8, 16, 24) if smoke else (96, 480, 848)
     return spec(
         Run,
-        stage=stage,
+        stage=_stage(smoke, patch, tokens, knobs),
         objective=spec(Denoise, times=spec(LogitNormal), weight=spec(MinSnr), power=0.5),
         data=data,
         optimizer=spec(Optimizer, rules=rules, schedule=spec(Warmup, steps=4 if smoke else 2000)),
@@ -131,6 +89,52 @@ def get_config(arg: str | None = None) -> ConfigDict:
         rules="dp" if smoke else "fsdp",
         save_every=4 if smoke else 1000,
         sample_every=0 if smoke else 5000,
-        prompts=(spec(Prompt, text="a red circle", frames=size[0], height=size[1], width=size[2]),),
+        prompts=(spec(Prompt, text="a red circle", frames=frames, height=height, width=width),),
         knobs=knobs,
     )
+
+
+def _stage(smoke: bool, patch: tuple[int, int, int], tokens: int, knobs: ConfigDict) -> ConfigDict:
+    process = spec(
+        Process,
+        schedule=spec(Clip, schedule=spec(Straight), logsnr_min=-14.0, logsnr_max=14.0),
+        path="linear",
+        shift=spec(TokenShift, reference=float(tokens // 4)),
+    )
+    guidance = spec(Guidance, scales=(spec(Constant, value=knobs.get_ref("guidance")),))
+    sampler = spec(Sampler, stepper=spec(Euler), steps=4 if smoke else 50, guides=(guidance,))
+    return spec(
+        Stage,
+        denoiser=_denoiser(smoke, patch, knobs),
+        process=process,
+        prior=spec(Prior),
+        sampler=sampler,
+        patch=patch,
+    )
+
+
+def _denoiser(smoke: bool, patch: tuple[int, int, int], knobs: ConfigDict) -> ConfigDict:
+    width = knobs.get_ref("width")
+    text = base.text_signal(
+        vocab=2048 if smoke else 32768,
+        width=16 if smoke else 1024,
+        length=24 if smoke else 256,
+        drop=knobs.get_ref("text_drop"),
+        depth=1 if smoke else 12,
+        heads=4 if smoke else 16,
+    )
+    rate = spec(Signal, key="fps", slot="vector", embed=spec(Sinusoid, width=width))
+    backbone = spec(
+        DiT,
+        width=width,
+        depth=2 if smoke else 32,
+        heads=2 if smoke else 18,
+        patch_features=3 * patch[0] * patch[1] * patch[2],
+        positions=(spec(Rotary, fps=24.0 / patch[0]),),
+        modulation=spec(Shared),
+        registers=4,
+        cross=("text",),
+        remat="none" if smoke else "attention",
+        dtype="float32" if smoke else "bfloat16",
+    )
+    return spec(Denoiser, backbone=backbone, parameterization=spec(X0), signals=(text, rate))

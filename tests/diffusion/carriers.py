@@ -35,7 +35,7 @@ def packed(
             extent[row, slot] = grid
             at += n
     return Packed(
-        x=jnp.zeros((b, tokens, d)),
+        x=jnp.asarray(np.zeros((b, tokens, d), np.float32)),
         segment=jnp.asarray(segment),
         position=jnp.asarray(position),
         raster=jnp.asarray(raster),
@@ -49,9 +49,9 @@ def frames(b=2, f=3, h=2, w=2, c=1, ids=None):
     identity = np.zeros((b, 1, 2), np.uint32)
     identity[:, 0, 1] = np.arange(b) + 1 if ids is None else ids
     return Frames(
-        x=jnp.zeros((b, f, h, w, c)),
-        segment=jnp.ones((b, f), jnp.int32),
-        position=jnp.broadcast_to(jnp.arange(f), (b, f)),
+        x=jnp.asarray(np.zeros((b, f, h, w, c), np.float32)),
+        segment=jnp.asarray(np.ones((b, f), np.int32)),
+        position=jnp.asarray(np.tile(np.arange(f, dtype=np.int32), (b, 1))),
         examples=examples(
             identity, np.ones((b, 1), bool), np.broadcast_to(np.array([f, h, w]), (b, 1, 3))
         ),
@@ -59,15 +59,16 @@ def frames(b=2, f=3, h=2, w=2, c=1, ids=None):
 
 
 def examples(identity, valid, extent):
-    zero = jnp.zeros(valid.shape, jnp.int32)
-    ordinal = jnp.cumsum(jnp.asarray(valid, jnp.int32).reshape(-1)).reshape(valid.shape) - 1
+    # Made in numpy: every eager operation of jax would be compiled.
+    zero = jnp.asarray(np.zeros(valid.shape, np.int32))
+    ordinal = np.cumsum(valid.reshape(-1)).reshape(valid.shape) - 1
     return Examples(
         id=jnp.asarray(identity),
         visit=zero,
-        ordinal=ordinal,
+        ordinal=jnp.asarray(ordinal.astype(np.int32)),
         valid=jnp.asarray(valid),
-        grid=jnp.asarray(extent),
-        fps=jnp.full(valid.shape, 8.0),
+        grid=jnp.asarray(np.asarray(extent, np.int32)),
+        fps=jnp.asarray(np.full(valid.shape, 8, np.float32)),
     )
 
 
@@ -110,5 +111,6 @@ def spread(batch, at):
 
 
 def quick(function):
-    """`jax.jit` that spends little on optimisation: these programs run once and are small."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    """`jax.jit` to numpy that spends little on optimisation: small programs that run once."""
+    compiled = jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return lambda *args: jax.tree.map(np.asarray, compiled(*args))

@@ -69,7 +69,7 @@ def test_known_cells_are_at_the_level_of_the_state():
         return gaussian(0.0, 1.0)(batch, at)
 
     sampler = Sampler(steps=3, constraints=(constraints.Keep(),), known="noised")
-    quick(lambda b: sample(watched, b, process=PROCESS, sampler=sampler))(batch).block_until_ready()
+    quick(lambda b: sample(watched, b, process=PROCESS, sampler=sampler))(batch)
     jax.effects_barrier()
     assert len(seen) == 3
     for x, alpha, sigma in seen:

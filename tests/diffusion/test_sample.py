@@ -46,7 +46,7 @@ def test_noise_of_every_step_is_fresh():
             jax.debug.callback(lambda n: drawn.append(np.asarray(n)), noise, ordered=True)
             return super().step(denoise, draw, carry, batch, now, nxt)
 
-    run(packed(), Sampler(stepper=Recording(), steps=3)).block_until_ready()
+    run(packed(), Sampler(stepper=Recording(), steps=3))
     jax.effects_barrier()
     inside = np.asarray(packed().segment) > 0
     stacked = np.stack([noise[inside].ravel() for noise in drawn])

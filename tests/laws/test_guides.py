@@ -30,16 +30,19 @@ def denoise(batch, at, cond):
 
 def conds(batch, **means):
     shape = (*batch.examples.valid.shape, 1)
-    return {name: Cond(vector=jnp.full(shape, mean)) for name, mean in means.items()}
+    full = {name: np.full(shape, mean, np.float32) for name, mean in means.items()}
+    return {name: Cond(vector=jnp.asarray(value)) for name, value in full.items()}
 
 
 def filled(batch, scale=1.0):
-    x = scale * jax.random.normal(jax.random.key(0), batch.x.shape)
-    return batch.replace(x=batch.spread(jnp.ones(batch.examples.valid.shape)) * x)
+    x = scale * np.random.default_rng(0).normal(size=batch.x.shape)
+    inside = (np.asarray(batch.segment) > 0)[..., None]
+    return batch.replace(x=jnp.asarray(np.where(inside, x, 0), jnp.float32))
 
 
 def at_half(batch, t=0.5):
-    return PROCESS.level(jnp.full((*batch.examples.valid.shape, 1), t))
+    t = jnp.asarray(np.full((*batch.examples.valid.shape, 1), t, np.float32))
+    return jax.tree.map(jnp.asarray, quick(PROCESS.level)(t))
 
 
 def constant(*values):
@@ -73,7 +76,7 @@ def test_neutral_numbers_give_the_same_bits():
 
     @quick
     def run(batch):
-        plain = denoise(batch, at, given["cond"])
+        plain = quick(denoise)(batch, at, given["cond"])
         return plain, [g(denoise, given, 0)(batch, at, given["cond"]) for g in chosen]
 
     plain, others = run(batch)
@@ -86,12 +89,12 @@ def test_guidance_moves_the_mean(scale):
     batch = filled(packed())
     at, given = at_half(batch), conds(batch, cond=0.3, uncond=-0.5)
     guided = guides.Guidance(scales=constant(scale))(denoise, given, 0)
-    got = guided(batch, at, given["cond"])
-    want = gaussian(-0.5 + scale * (0.3 + 0.5), STD)(batch, at)
+    got = quick(guided)(batch, at, given["cond"])
+    want = quick(gaussian(-0.5 + scale * (0.3 + 0.5), STD))(batch, at)
     inside = np.asarray(batch.segment) > 0
     np.testing.assert_allclose(got.x0[inside], want.x0[inside], atol=1e-5)
     np.testing.assert_allclose(got.eps[inside], want.eps[inside], atol=1e-5)
-    np.testing.assert_array_equal(got.plain.x0, denoise(batch, at, given["cond"]).x0)
+    np.testing.assert_array_equal(got.plain.x0, quick(denoise)(batch, at, given["cond"]).x0)
 
 
 def test_two_way_guidance():
@@ -99,8 +102,8 @@ def test_two_way_guidance():
     batch = filled(packed())
     at, given = at_half(batch), conds(batch, cond=0.9, image=0.4, uncond=0.0)
     guide = guides.Guidance(scales=constant(7, 2), branches=("cond", "image", "uncond"))
-    got = guide(denoise, given, 0)(batch, at, given["cond"])
-    want = gaussian(0.0 + 2 * 0.4 + 7 * 0.5, STD)(batch, at)
+    got = quick(guide(denoise, given, 0))(batch, at, given["cond"])
+    want = quick(gaussian(0.0 + 2 * 0.4 + 7 * 0.5, STD))(batch, at)
     inside = np.asarray(batch.segment) > 0
     np.testing.assert_allclose(got.x0[inside], want.x0[inside], atol=1e-4)
 
@@ -121,15 +124,17 @@ def test_all_branches_in_one_call():
 
 def test_scales_by_hand():
     batch = frames(b=1, f=3)
-    first, middle, last = guides.PerFrame(first=1.0, last=3.0)(0, batch).ravel()
+    line = quick(lambda b: guides.PerFrame(first=1.0, last=3.0)(0, b))
+    first, middle, last = line(batch).ravel()
     assert (first, middle, last) == (1, 2, 3)
-    image = guides.PerFrame(first=1.5, last=3.0)(0, packed(rows=(((1, 2, 1),),), tokens=2))
-    np.testing.assert_allclose(np.asarray(image).ravel(), 1.5)
+    image = line(packed(rows=(((1, 2, 1),),), tokens=2))
+    np.testing.assert_allclose(image.ravel(), 1)
     wave = guides.Oscillating(high=15.0, low=1.0, constant=3)
-    assert [float(wave(step, batch)) for step in range(7)] == [15, 15, 15, 1, 15, 1, 15]
+    seen = quick(lambda steps: jax.vmap(lambda step: wave(step, batch))(steps))(jnp.arange(7))
+    assert seen.tolist() == [15, 15, 15, 1, 15, 1, 15]
     each = guides.PerExample(values=jnp.array([[2.0, 5.0]]))
     row = packed(rows=(((1, 1, 2), (1, 1, 1)),), tokens=4)
-    assert np.asarray(each(0, row)).ravel().tolist() == [2, 2, 5, 0]
+    assert quick(lambda b: each(0, b))(row).ravel().tolist() == [2, 2, 5, 0]
 
 
 def test_only_some_channels():
@@ -137,66 +142,66 @@ def test_only_some_channels():
     batch = filled(packed(d=4, patch=(1, 1, 2)))
     at, given = at_half(batch), conds(batch, cond=0.3, uncond=-0.5)
     guide = guides.Guidance(scales=constant(3), channels=1)
-    got = guide(denoise, given, 0)(batch, at, given["cond"])
-    whole = guides.Guidance(scales=constant(3))(denoise, given, 0)(batch, at, given["cond"])
+    got = quick(guide(denoise, given, 0))(batch, at, given["cond"])
+    whole = quick(guides.Guidance(scales=constant(3))(denoise, given, 0))(batch, at, given["cond"])
     np.testing.assert_array_equal(got.x0[..., ::2], whole.x0[..., ::2])
     np.testing.assert_array_equal(got.x0[..., 1::2], got.plain.x0[..., 1::2])
 
 
 def test_rescale_restores_the_deviation():
     batch = filled(packed(rows=(((2, 2, 2), (2, 2, 1)),)))
-    at, here = at_half(batch), spread(batch, at_half(batch))
+    at, here = at_half(batch), quick(spread)(batch, at_half(batch))
     inner = guides.Guidance(scales=(guides.PerFrame(first=2.0, last=9.0),))
     given = conds(batch, cond=0.3, uncond=-0.5)
 
     def deviation(prediction):
-        v = np.asarray(V().target(prediction.x0, prediction.eps, here))[0]
+        v = quick(V().target)(prediction.x0, prediction.eps, here)[0]
         return np.array([v[:8].std(), v[8:12].std()])
 
     guided = inner(denoise, given, 0)
-    before = guided(batch, at, given["cond"])
-    after = guides.Rescale(phi=1.0)(guided, given, 0)(batch, at, given["cond"])
-    half = guides.Rescale(phi=0.5)(guided, given, 0)(batch, at, given["cond"])
+    before = quick(guided)(batch, at, given["cond"])
+    after = quick(guides.Rescale(phi=1.0)(guided, given, 0))(batch, at, given["cond"])
+    half = quick(guides.Rescale(phi=0.5)(guided, given, 0))(batch, at, given["cond"])
     assert np.all(deviation(before) > 1.05 * deviation(before.plain))
     np.testing.assert_allclose(deviation(after), deviation(before.plain), rtol=1e-4)
     np.testing.assert_allclose(deviation(half), (deviation(after) + deviation(before)) / 2, 1e-4)
     x_t = here.alpha * half.x0 + here.sigma * half.eps
     np.testing.assert_allclose(x_t, batch.x, atol=1e-5)
-    alone = guides.Rescale()(denoise, given, 0)(batch, at, given["cond"])
-    np.testing.assert_array_equal(alone.x0, denoise(batch, at, given["cond"]).x0)
+    alone = quick(guides.Rescale()(denoise, given, 0))(batch, at, given["cond"])
+    np.testing.assert_array_equal(alone.x0, quick(denoise)(batch, at, given["cond"]).x0)
 
 
 def test_interval_of_noise():
     """sigma / alpha is 1 at t = 1/2 for the first example; the second is nearly clean."""
     batch = filled(packed(rows=(((1, 2, 2), (1, 2, 2)),), tokens=8))
-    at = PROCESS.level(jnp.array([[[0.5], [0.1]]]))
+    at = jax.tree.map(jnp.asarray, quick(PROCESS.level)(jnp.array([[[0.5], [0.1]]])))
     given = conds(batch, cond=0.3, uncond=-0.5)
     guided = guides.Guidance(scales=constant(5))(denoise, given, 0)
-    full = guided(batch, at, given["cond"])
-    got = guides.Interval(low=0.5, high=2.0)(guided, given, 0)(batch, at, given["cond"])
+    full = quick(guided)(batch, at, given["cond"])
+    got = quick(guides.Interval(low=0.5, high=2.0)(guided, given, 0))(batch, at, given["cond"])
     np.testing.assert_array_equal(got.x0[0, :4], full.x0[0, :4])
     np.testing.assert_array_equal(got.x0[0, 4:], full.plain.x0[0, 4:])
     np.testing.assert_array_equal(got.eps[0, 4:], full.plain.eps[0, 4:])
-    above = guides.Interval(high=0.9)(guided, given, 0)(batch, at, given["cond"])
+    above = quick(guides.Interval(high=0.9)(guided, given, 0))(batch, at, given["cond"])
     np.testing.assert_array_equal(above.x0[0, :4], full.plain.x0[0, :4])
 
 
 def test_thresholds_by_hand():
     batch = packed(rows=(((1, 1, 3), (1, 1, 2)),), tokens=6, d=1)
-    at, here = at_half(batch), spread(batch, at_half(batch))
-    values = jnp.array([0.5, -2.0, 4.0, 0.1, -0.2, 0.0]).reshape(1, 6, 1)
+    at, here = at_half(batch), quick(spread)(batch, at_half(batch))
+    values = jnp.asarray(np.array([0.5, -2, 4, 0.1, -0.2, 0], np.float32).reshape(1, 6, 1))
 
     def fixed(batch, at, cond):
         return Prediction(values, jnp.where(here.sigma > 0, (batch.x - here.alpha * values), 0))
 
-    static = guides.Threshold(limit=1.0)(fixed, {}, 0)(batch, at, Cond())
+    static = quick(guides.Threshold(limit=1.0)(fixed, {}, 0))(batch, at, Cond())
     np.testing.assert_allclose(static.x0.ravel(), [0.5, -1, 1, 0.1, -0.2, 0])
     inside = np.asarray(batch.segment) > 0
     x_t = here.alpha * static.x0 + here.sigma * static.eps
     np.testing.assert_allclose(x_t[inside][1:3], batch.x[inside][1:3], atol=1e-6)
 
     # The median of 0.5, 2, 4 is 2; the other example stays within 1.
-    dynamic = guides.DynamicThreshold(quantile=0.5)(fixed, {}, 0)(batch, at, Cond())
+    dynamic = quick(guides.DynamicThreshold(quantile=0.5)(fixed, {}, 0))(batch, at, Cond())
     np.testing.assert_allclose(dynamic.x0.ravel(), [0.25, -1, 1, 0.1, -0.2, 0], atol=1e-6)
 
 
@@ -221,7 +226,7 @@ def test_reconstruction_is_the_conditional_mean():
         return Prediction(x0, (batch.x - a * x0) / s)
 
     weight = s**2 / (a**2 * posterior[0, 0])
-    got = guides.Reconstruct(weight=float(weight))(joint, {}, 0)(batch, at, Cond())
+    got = quick(guides.Reconstruct(weight=float(weight))(joint, {}, 0))(batch, at, Cond())
     assert abs(want - mean[1]) > 0.1
     np.testing.assert_allclose(got.x0.ravel(), [mean[0], want], atol=1e-4)
     np.testing.assert_allclose(a * got.x0 + s * got.eps, x, atol=1e-5)

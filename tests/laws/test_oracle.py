@@ -82,8 +82,8 @@ def cells(n=N):
 
 
 def start_noise(batch, seed):
-    keys = batch.keys(seed, "sample/start")
-    return Prior()(jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 0)))(keys), batch)
+    fold = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, 0)))
+    return quick(lambda b: Prior()(fold(b.keys(seed, "sample/start")), b))(batch)
 
 
 @functools.cache
@@ -105,11 +105,11 @@ def all_combinations(name):
 def test_deterministic_reaches_the_exact_path(name):
     """Root mean square distance to the closed form, of a standard deviation of 0.5."""
     x = all_combinations(name)
-    eps = np.asarray(start_noise(cells(), 3))[0, :N, 0]
+    eps = start_noise(cells(), 3)[0, :N, 0]
     for kind, hub in SOUND:
         plan, path = KINDS[kind]
-        at = Process(schedule=plan, path="vp").level(1.0)
-        a, s = (float(v) for v in PATHS[path](at.logsnr))
+        at = Process(schedule=plan, path=path).level(1.0)
+        a, s = float(at.alpha), float(at.sigma)
         want = exact_path(s * eps, MEAN, STD, (a, s), (1.0, 0.0))
         distance = np.sqrt(np.mean((x[kind, hub, :N, 0] - want) ** 2))
         assert distance < (0.04 if STEPPERS[name].order == 1 else 0.008), (kind, hub, distance)
@@ -157,24 +157,25 @@ def test_learnt_variance_moves_between_its_bounds():
     process = Process(schedule=schedule.LinearLogSNR(logsnr_min=-1.0, logsnr_max=1.0))
     now, nxt = (process.level(jnp.full((1, 1, 1), t)) for t in (1.0, 0.5))
 
-    def noise(var_frac, large):
-        exact = gaussian(MEAN, STD)
+    draw = jnp.asarray(start_noise(batch, 1))
+    cases = (None, 0.0), (None, 1.0), (1.0, 0.0), (0.5, 0.0)
 
-        def denoise(batch, at):
-            return exact(batch, at)._replace(var_frac=var_frac)
+    @quick
+    def noise(batch):
+        def one(var_frac, large):
+            def denoise(batch, at):
+                return gaussian(MEAN, STD)(batch, at)._replace(var_frac=var_frac)
 
-        args = denoise, lambda _: draw, (), batch.replace(x=jnp.ones_like(batch.x)), now, nxt
-        x, _ = steppers.Ancestral(large=large).step(*args)
-        return float(x[0, :4000].std())
+            args = denoise, lambda _: draw, (), batch, now, nxt
+            return steppers.Ancestral(large=large).step(*args)[0]
 
-    draw = start_noise(batch, 1)
+        return [one(*case) for case in cases]
+
     kept, kept_next = 1 / (1 + np.e), 0.5  # alpha^2 at log SNR -1 and 0
     beta = 1 - kept / kept_next
     small = beta * (1 - kept_next) / (1 - kept)
-    for var_frac, large, want in (
-        (None, 0.0, small), (None, 1.0, beta), (1.0, 0.0, beta), (0.5, 0.0, (beta * small) ** 0.5)
-    ):  # fmt: skip
-        assert noise(var_frac, large) == pytest.approx(want**0.5, rel=0.04)
+    for x, want in zip(noise(batch), (small, beta, beta, (beta * small) ** 0.5), strict=True):
+        assert x[0, :4000].std() == pytest.approx(want**0.5, rel=0.04)
 
 
 def test_consistency_with_the_exact_map():

@@ -38,8 +38,8 @@ def small_blocks(monkeypatch):
 
 def network(pattern="full", modulation="per_block", backend=None, **more):
     fields = dict(
-        width=WIDTH, depth=1, heads=2, patch_features=PATCH, registers=2, cross=("text",), layers="loop",
-        patterns=(PATTERNS[pattern],), modulation=MODULATIONS[modulation], backend=backend,
+        width=WIDTH, depth=1, heads=2, patch_features=PATCH, registers=2, cross=("text",),
+        layers="loop", patterns=(PATTERNS[pattern],), modulation=MODULATIONS[modulation], backend=backend,
         positions=(Sincos(axes="xy"), Fractional(entries=4), Rotary(fps=8.0)),
     )  # fmt: skip
     return DiT(**(fields | more))
@@ -52,7 +52,7 @@ def parameters(modulation="per_block"):
 
 
 def answers(net):
-    """A function to the outputs and the gradients of their weighted sum."""
+    """A function (not compiled as one: its many small programs serve all tests here) to the outputs and the gradients of their weighted sum."""
 
     def total(params, batch, x, text, time, cond, weight):
         tokens = {"text": cond.tokens["text"].replace(x=text)}
@@ -71,7 +71,7 @@ def answers(net):
 
 
 def weight_of(index: int):
-    """What multiplies an example's output in the loss: its own, so that none can stand for another."""
+    """What multiplies an example's output in the loss: no other's, so none can pass for another."""
     return np.random.default_rng(90 + index).normal(size=(len(EXAMPLES[index].x), PATCH))
 
 

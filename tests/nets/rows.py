@@ -97,12 +97,6 @@ def alone(one: Example, *, framed: bool = False) -> tuple[Packed, jax.Array, Con
     return pack([[one]], tokens=len(one.x), text=len(one.text), slots=1, framed=framed)
 
 
-def spans(row: list[Example]) -> list[slice]:
-    """Where each example's tokens lie in its row."""
-    ends = np.cumsum([len(one.x) for one in row])
-    return [slice(int(end) - len(one.x), int(end)) for end, one in zip(ends, row, strict=True)]
-
-
 def random_like(params, seed: int = 0):
     """Parameters drawn afresh, so that nothing that starts at 0 hides anything."""
     leaves, tree = jax.tree.flatten(params)

@@ -190,7 +190,8 @@ class DiT(nn.Module):
         if cond.vector is not None:
             c = c + cond.vector.astype(jnp.float32)[:, :, None]
         around = Around(
-            batch=row.replace(x=row.x[..., :0]),  # blocks ask it who is who, never for values
+            # Blocks ask it who is who, never for values.
+            batch=row.replace(x=row.x[..., :0], mask=None, given=None),
             shared=self.modulation.shared(c, self.width),
             angles=self._angles(row),
             groups=tuple(pattern.groups(row, register) for pattern in self.patterns),

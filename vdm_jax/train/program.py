@@ -68,7 +68,8 @@ class Program:
 
 def initialise(run: Run) -> TrainState:
     """A fresh state, its parameters boxed with logical axis names; traced, never run eagerly."""
-    batch, raw = to_carrier(run.blank_arrays(1), run.stage.codec, run.stage.patch)
+    arrays = jax.tree.map(jnp.asarray, run.blank_arrays(1))
+    batch, raw = to_carrier(arrays, run.stage.codec, run.stage.patch)
     at = run.stage.process.on(batch).level(jnp.full((*batch.examples.valid.shape, 1), 0.5))
     key = jax.random.fold_in(jax.random.key(run.seed), np.uint32(0x1417))
     params = run.stage.denoiser.init(key, batch, at, raw, method="start")
