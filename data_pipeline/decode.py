@@ -30,6 +30,8 @@ STILL_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 # `protocol_whitelist` names no protocol: a file cannot make the demuxer open another one.
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", "err_detect": "explode"}
+# PyAV before 19 refuses a whole file for a title that is not UTF-8, unless told otherwise.
+TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 SMALLER, LARGER = Interpolation.AREA, Interpolation.BICUBIC
 TRANSIENT = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
 RETRIES = 3
@@ -166,7 +168,7 @@ def open_video(file: IO[bytes], limits: Limits) -> Iterator[tuple[Any, Any]]:
     """(container, its first video stream), to be decoded on the caller's thread alone; FFmpeg's
     errors become `BadClip`, and the container is closed."""
     try:
-        container = av.open(file, options=OPTIONS, metadata_errors="replace")
+        container = av.open(file, options=OPTIONS, **TAGS)
     except (av.error.InvalidDataError, av.error.ArgumentError) as error:
         raise BadClip("format") from error
     except av.error.FFmpegError as error:

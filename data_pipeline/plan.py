@@ -12,6 +12,7 @@ A block is one memory-mapped array of `EXAMPLE`, ordered by row; dropped example
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -233,7 +234,8 @@ class Plans:
                 code=6,
             ) from None
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
 
 def plan_name(fingerprint: Mapping[str, Any]) -> str:

@@ -93,6 +93,12 @@ def two_sizes(path: Path) -> None:
             container.mux(packet)
 
 
+def foreign_title(path: Path) -> None:
+    """Its title is Latin-1."""
+    write_mp4(path, film(), 8, metadata={"title": "caf@@"})
+    path.write_bytes(path.read_bytes().replace(b"caf@@", b"caf\xe9\xe8"))
+
+
 def sound_only(path: Path) -> None:
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=16000, layout="mono")
@@ -129,7 +135,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     "jpeg.mkv": (lambda p: p.write_bytes(picture("JPEG")), {"format"}),
     "film.png": (lambda p: mp4(p.with_suffix(".mp4x")).rename(p), {"format"}),
     "animation.png": (lambda p: p.write_bytes(picture("GIF")), {"format"}),
-    "cut_picture.png": (lambda p: p.write_bytes(picture("PNG")[:-20]), {"corrupt"}),
+    "cut_picture.png": (lambda p: p.write_bytes(picture("PNG")[:60]), {"corrupt"}),
     "cut_picture.jpg": (lambda p: p.write_bytes(picture("JPEG")[:-200]), {"corrupt", "format"}),
     "playlist.mp4": (lambda p: p.write_text("ffconcat version 1.0\nfile 'a.mp4'\n"), {"format"}),
     "stream.mp4": (lambda p: p.write_text("#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"), {"format"}),
@@ -145,11 +151,12 @@ REFUSED: dict[str, tuple[Callable[[Path], object], set[str]]] = {
     "line\nbreak.mp4": (mp4, {"name"}),
     "codec.mp4": (patched(b"avc1", b"zzzz", after=b"stsd"), {"codec", "no_video"}),
 } | {
-    f"cut_{share:.2f}.mp4": (cut(share), {"truncated", "corrupt", "format", "no_video"})
+    f"cut_{share:.2f}.mp4": (cut(share), {"truncated", "corrupt", "format", "no_video", "codec"})
     for share in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 }
 ACCEPTED: dict[str, tuple[Callable[[Path], object], tuple[int, int, int]]] = {
     "plain.mp4": (mp4, (6, 16, 24)),
+    "latin.mp4": (foreign_title, (6, 16, 24)),
     "one.mp4": (lambda p: mp4(p, frames=1), (1, 16, 24)),
     "odd.mkv": (lambda p: lossless(p, film(5, 13, 17), [0, 100, 200, 300, 400]), (5, 13, 17)),
     "rotated.mp4": (patched(IDENTITY, CLOCKWISE, after=b"tkhd"), (6, 24, 16)),

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from tests.diffusion.carriers import quick
 from vdm_jax.diffusion import grids
 from vdm_jax.diffusion import schedule as sch
 from vdm_jax.diffusion.process import Process
@@ -11,9 +12,13 @@ STRAIGHT = Process(schedule=sch.Straight(), path="linear")
 
 
 def times(grid, steps, process=STRAIGHT, start=1.0, counts=None):
-    index = jnp.arange(grid.length(steps) + 1).reshape(-1, 1, 1, 1)
-    start = jnp.full((1, 1, 1), start)
-    return np.asarray(grid(index, jnp.asarray(steps if counts is None else counts), start, process))
+    counts = steps if counts is None else counts
+
+    def run():
+        index = jnp.arange(grid.length(steps) + 1).reshape(-1, 1, 1, 1)
+        return grid(index, jnp.asarray(counts), jnp.full((1, 1, 1), start), process)
+
+    return quick(run)()
 
 
 def test_karras_levels():
@@ -22,7 +27,7 @@ def test_karras_levels():
     want = (80 ** (1 / 7) + i / 5 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     process = Process(schedule=sch.LinearLogSNR(logsnr_min=-14.0, logsnr_max=14.0), path="ve")
     t = times(grids.Karras(), 6, process).ravel()
-    np.testing.assert_allclose(process.level(jnp.asarray(t[:-1])).sigma, want, rtol=1e-3)
+    np.testing.assert_allclose(quick(process.level)(t[:-1]).sigma, want, rtol=1e-3)
     assert t[-1] == 0
 
 
@@ -53,9 +58,7 @@ def test_even_grids_and_explicit_times():
     t = times(grids.Linspace(), 4, start=0.4).ravel()
     np.testing.assert_allclose(t, [0.4, 0.3, 0.2, 0.1, 0], 1e-6)
     t = times(grids.LogSnr(logsnr_min=-6.0, logsnr_max=6.0), 5).ravel()
-    np.testing.assert_allclose(
-        STRAIGHT.level(jnp.asarray(t[:-1])).logsnr, [-6, -3, 0, 3, 6], atol=1e-4
-    )
+    np.testing.assert_allclose(quick(STRAIGHT.level)(t[:-1]).logsnr, [-6, -3, 0, 3, 6], atol=1e-4)
     assert t[-1] == 0
     given = grids.Explicit(times=(1.0, 0.76, 0.5))
     np.testing.assert_allclose(times(given, 99).ravel(), [1, 0.76, 0.5, 0])

@@ -1,9 +1,11 @@
 """Every output means what its definition says, on every path; weights agree across outputs."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.diffusion.carriers import quick
 from vdm_jax.diffusion import parameterization as params
 from vdm_jax.diffusion import schedule as sch
 from vdm_jax.diffusion import weights
@@ -22,8 +24,9 @@ X0, EPS = (jnp.asarray(RNG.normal(size=(7, 4)), jnp.float32) for _ in range(2))
 
 
 def levels(path):
-    t = jnp.linspace(0.1, 1, 7)[:, None]
-    return Process(schedule=PROCESS.schedule, path=path).level(t)
+    t = np.linspace(0.1, 1, 7, dtype=np.float32)[:, None]
+    level = quick(Process(schedule=PROCESS.schedule, path=path).level)(t)
+    return jax.tree.map(jnp.asarray, level)
 
 
 @pytest.mark.parametrize("path", ["vp", "ve", "linear"])

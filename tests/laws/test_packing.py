@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from tests.nets.rows import PATCH, WIDTH, alone, example, pack, random_like
+from tests.nets.rows import PATCH, REGISTERS, SHAPE, WIDTH, alone, example, pack, random_like
 from vdm_jax.kernels import BACKENDS, chunked
 from vdm_jax.nets.dit import DiT
 from vdm_jax.nets.modulation import PerBlock, Shared
@@ -27,7 +27,6 @@ MODULATIONS = {"per_block": PerBlock(), "shared": Shared()}
 EXAMPLES = [example(0, (3, 2, 2)), example(1, (1, 3, 4)), example(2, (2, 2, 3))]
 LENGTH, WORDS = 12, 3
 LAYOUT = ((2, 0), (1,), ())  # rows of examples; the last is padding alone
-SHAPE = dict(tokens=30, text=8, slots=2)
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +37,9 @@ def small_blocks(monkeypatch):
 
 def network(pattern="full", modulation="per_block", backend=None, **more):
     fields = dict(
-        width=WIDTH, depth=1, heads=2, patch_features=PATCH, registers=2, cross=("text",),
-        layers="loop", patterns=(PATTERNS[pattern],), modulation=MODULATIONS[modulation], backend=backend,
+        width=WIDTH, depth=1, heads=2, patch_features=PATCH, registers=REGISTERS, cross=("text",),
+        patterns=(PATTERNS[pattern],), modulation=MODULATIONS[modulation],
+        layers="loop", backend=backend,
         positions=(Sincos(axes="xy"), Fractional(entries=4), Rotary(fps=8.0)),
     )  # fmt: skip
     return DiT(**(fields | more))
@@ -52,7 +52,10 @@ def parameters(modulation="per_block"):
 
 
 def answers(net):
-    """A function (not compiled as one: its many small programs serve all tests here) to the outputs and the gradients of their weighted sum."""
+    """A function to the outputs and the gradients of their weighted sum.
+
+    It is not compiled as one: its many small programs serve all tests here.
+    """
 
     def total(params, batch, x, text, time, cond, weight):
         tokens = {"text": cond.tokens["text"].replace(x=text)}

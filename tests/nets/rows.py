@@ -12,6 +12,9 @@ from vdm_jax.batch import Examples, Packed
 from vdm_jax.cond import Cond, Tokens
 
 WIDTH, PATCH, TEXT, LEVELS = 16, 5, 7, 2
+# Tests that are not compiled as a whole share small programs as long as they share shapes: these.
+SHAPE = dict(tokens=30, text=8, slots=2)
+REGISTERS = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

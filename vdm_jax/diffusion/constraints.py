@@ -41,16 +41,20 @@ class Keep:
 
     def __call__(self, advance, denoise):
         def kept(batch, carry, now, nxt, draw):
-            batch = batch.replace(x=_put(batch, batch.x, now, draw("keep/first")))
-            for index in range(self.times):
+            def once(index, state):
+                high, _, _ = state
 
-                def fresh(purpose, index=index):
-                    return draw(f"keep/{index}/{purpose}")
+                def fresh(purpose, *counts):
+                    return draw(f"keep/{purpose}", index, *counts)
 
-                x, after = advance(batch, carry, now, nxt, fresh)
-                x = _put(batch, x, nxt, fresh("put"))
-                if index < self.times - 1:
-                    batch = batch.replace(x=_up(batch, x, nxt, now, fresh("up")))
+                high = _put(batch, high, now, fresh("now"))
+                low, after = advance(batch.replace(x=high), carry, now, nxt, fresh)
+                low = _put(batch, low, nxt, fresh("next")).astype(high.dtype)
+                return _up(batch, low, nxt, now, fresh("up")), low, after
+
+            # A loop, not Python's: the network is compiled once however often it is repeated.
+            start = (batch.x, batch.x, carry)
+            _, x, after = jax.lax.fori_loop(0, self.times, once, start)
             return x, after
 
         return kept
@@ -88,10 +92,12 @@ class Langevin:
         def corrected(batch, carry, now, nxt, draw):
             x, after = advance(batch, carry, now, nxt, draw)
             here, there = (jax.tree.map(batch.spread, at) for at in (now, nxt))
-            for index in range(self.times):
+
+            def once(index, x):
                 eps = denoise(batch.replace(x=x), nxt).eps
-                noise = self.delta**0.5 * draw(f"langevin/{index}") - self.delta / 2 * eps
-                x = jnp.where(held(here, there), x, x + there.sigma * noise)
-            return x, after
+                noise = self.delta**0.5 * draw("langevin", index) - self.delta / 2 * eps
+                return jnp.where(held(here, there), x, x + there.sigma * noise)
+
+            return jax.lax.fori_loop(0, self.times, once, x.astype(batch.x.dtype)), after
 
         return corrected

@@ -135,10 +135,11 @@ def sample(
         batch, t = with_known(batch, t)
     levels = process.level(t)
 
-    def noise(purpose: str, step: Array | int) -> Array:
+    def noise(purpose: str, *counts: Array | int) -> Array:
         keys = batch.keys(seed, f"sample/{purpose}")
-        fold = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))
-        return prior(fold(keys), batch).astype(dtype)
+        for count in counts:
+            keys = jax.vmap(jax.vmap(lambda key, count=count: jax.random.fold_in(key, count)))(keys)
+        return prior(keys, batch).astype(dtype)
 
     first = jax.tree.map(lambda leaf: leaf[0], levels)
     x = _start(batch.replace(x=batch.x.astype(dtype)), first, noise("start", 0), strength)
@@ -159,8 +160,8 @@ def sample(
         def predict(batch, at):
             return denoise(batch, at, cond)
 
-        def draw(purpose):
-            return noise(purpose, step)
+        def draw(purpose, *counts):
+            return noise(purpose, step, *counts)
 
         go = _advance(sampler.stepper, predict)
         for constraint in sampler.constraints:

@@ -31,7 +31,7 @@ from vdm_jax.diffusion.process import Level, gap, held, over
 from vdm_jax.types import Fraction
 
 Predict = Callable[[Frames | Packed, Level], Prediction]
-Draw = Callable[[str], Array]  # purpose -> this step's noise, like x
+Draw = Callable[..., Array]  # (purpose, *counters) -> this step's noise, like x
 Carry = Any
 
 

@@ -158,7 +158,7 @@ class Rotary:
         """Raises: UserError if the split does not suit the head."""
         third = 2 * (head_dim // 6)
         split = self.split or (head_dim - 2 * third, third, third)
-        if sum(split) != head_dim or any(part % 2 for part in split):
+        if sum(split) != head_dim or any(part % 2 or part < 0 for part in split):
             raise UserError(
                 f"rotary split {tuple(split)} must be even numbers that sum to the head's "
                 f"{head_dim} features."

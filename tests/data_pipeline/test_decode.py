@@ -1,0 +1,170 @@
+"""The frames that come out are those of the file at the times asked for, or there is a reason."""
+
+import errno
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from data_pipeline import decode as decoding
+from data_pipeline.decode import Limits, View, decode
+from data_pipeline.errors import BadClip
+from data_pipeline.probe import probe
+from tests.data_pipeline.corpus import (
+    CLOCKWISE,
+    IDENTITY,
+    film,
+    lossless,
+    mp4,
+    patched,
+)
+
+
+def view(frames, stored, **more):
+    """Everything of a file, unless `more` says otherwise."""
+    return View(
+        **{"rate": 10.0, "frames": frames, "stored": stored, "resized": stored, "size": stored}
+        | more
+    )
+
+
+@pytest.fixture(scope="module")
+def even(tmp_path_factory):
+    """20 frames at 10 a second, and the exact pixels."""
+    path = tmp_path_factory.mktemp("even") / "even.mkv"
+    video = film(20)
+    return lossless(path, video, list(range(0, 2000, 100))), video
+
+
+@pytest.mark.parametrize("start", [0, 1, 7, 19])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_frames_by_time_are_exact(even, start, stride):
+    path, video = even
+    want = video[start::stride]
+    found = decode(
+        path,
+        view(len(want), (16, 24), offset=start / 10, rate=10 / stride),
+        still=False,
+    )
+    assert np.array_equal(found, want)
+
+
+def test_a_seek_within_groups_of_pictures_is_exact(tmp_path):
+    """H.264 with B-frames: each window equals that part of decoding from the beginning."""
+    path = mp4(tmp_path / "a.mp4", frames=40)
+    found = probe(path, still=False)
+    rate = found.fps_num / found.fps_den
+    whole = decode(path, view(40, (16, 24), first=found.start_s, rate=rate), still=False)
+    for start in (1, 13, 29, 38):
+        part = view(2, (16, 24), first=found.start_s, offset=start / rate, rate=rate)
+        assert np.array_equal(decode(path, part, still=False), whole[start : start + 2])
+
+
+def test_uneven_times_take_the_nearest_frame(tmp_path):
+    video = film(4)
+    path = lossless(tmp_path / "u.mkv", video, [0, 40, 300, 310])
+    found = decode(path, view(4, (16, 24), rate=10.0), still=False)  # 0, 100, 200, 300 ms
+    assert np.array_equal(found, video[[0, 1, 2, 2]])
+    later = view(2, (16, 24), rate=10.0, offset=0.21)  # 210, 310 ms
+    assert np.array_equal(decode(path, later, still=False), video[[2, 3]])
+
+
+def test_rotation_brings_the_picture_upright(tmp_path):
+    stored = mp4(tmp_path / "stored.mp4")
+    patched(IDENTITY, CLOCKWISE, after=b"tkhd")(tmp_path / "turned.mp4")
+    plain = decode(stored, view(6, (16, 24), rate=8.0), still=False)
+    upright = decode(tmp_path / "turned.mp4", view(6, (24, 16), rate=8.0), still=False)
+    assert np.array_equal(upright, np.rot90(plain, -1, axes=(1, 2)))
+
+
+def test_an_image_is_turned_as_its_exif_says(tmp_path):
+    picture = PIL.Image.fromarray(film(1)[0])
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees
+    picture.save(tmp_path / "a.png", exif=exif)
+    assert probe(tmp_path / "a.png", still=True).height == 24
+    found = decode(tmp_path / "a.png", view(1, (24, 16)), still=True)
+    assert np.array_equal(found[0], np.rot90(film(1)[0], -1))
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_resizing_keeps_places_and_crops_the_middle(tmp_path, still):
+    """A linear ramp stays the same ramp, sampled at the middles of larger pixels."""
+    y, x = np.mgrid[:48, :64]
+    ramp = np.stack([4 * x, 4 * y, 2 * x + 2 * y], axis=-1).astype(np.uint8)
+    path = tmp_path / ("a.png" if still else "a.mkv")
+    if still:
+        PIL.Image.fromarray(ramp).save(path)
+    else:
+        lossless(path, ramp[None], [0])
+    half = view(1, (48, 64), resized=(24, 32), size=(20, 24))
+    found = decode(path, half, still=still)[0].astype(float)
+    want = ramp.reshape(24, 2, 32, 2, 3).mean(axis=(1, 3))[2:22, 4:28]
+    assert np.abs(found - want).max() <= 1.01
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"stored": (16, 20)}, "size"),
+        ({"frames": 7}, "short"),
+        ({"offset": 5.0}, "short"),
+        ({"bytes": 17}, "changed"),
+    ],
+)
+def test_a_file_that_is_not_as_planned_is_bad(change, reason, tmp_path):
+    path = mp4(tmp_path / "a.mp4")
+    asked = {"frames": 6, "stored": (16, 24), "resized": (16, 24), "size": (16, 24)} | change
+    with pytest.raises(BadClip) as bad:
+        decode(path, View(rate=8.0, **asked), still=False)
+    assert bad.value.reason == reason
+
+
+@pytest.mark.parametrize("limits", [{"bytes": 100}, {"pixels": 100}, {"frames": 3}])
+def test_limits_are_kept(limits, tmp_path):
+    path = mp4(tmp_path / "a.mp4")
+    with pytest.raises(BadClip, match="too_large"):
+        probe(path, still=False, limits=Limits(**limits))
+    with pytest.raises(BadClip, match="too_large"):
+        decode(path, view(6, (16, 24), rate=8.0), still=False, limits=Limits(**limits))
+
+
+def test_a_picture_is_measured_before_it_is_read(tmp_path):
+    PIL.Image.new("RGB", (3000, 2000)).save(tmp_path / "a.png")
+    with pytest.raises(BadClip, match="too_large"):
+        probe(tmp_path / "a.png", still=True, limits=Limits(pixels=5_000_000))
+
+
+@pytest.mark.parametrize(("failures", "reason"), [(2, None), (3, "read")])
+def test_trouble_that_passes_is_tried_again(failures, reason, tmp_path, monkeypatch):
+    path, left = mp4(tmp_path / "a.mp4"), [failures]
+    really = os.open
+
+    def flaky(name, *flags, **more):
+        if os.fspath(name) == os.fspath(path) and left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, "input/output error")
+        return really(name, *flags, **more)
+
+    monkeypatch.setattr(os, "open", flaky)
+    monkeypatch.setattr(decoding.time, "sleep", lambda _: None)
+    asked = view(6, (16, 24), rate=8.0)
+    if reason is None:
+        assert decode(path, asked, still=False).shape == (6, 16, 24, 3)
+        return
+    with pytest.raises(BadClip) as bad:
+        decode(path, asked, still=False)
+    assert bad.value.reason == reason
+
+
+def test_no_file_stays_open(tmp_path):
+    path = mp4(tmp_path / "a.mp4")
+    (tmp_path / "bad.mp4").write_text("text")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        decode(path, view(3, (16, 24), rate=8.0), still=False)
+        for name in ("bad.mp4", "none.mp4"):
+            with pytest.raises(BadClip):
+                decode(tmp_path / name, view(3, (16, 24)), still=False)
+    assert len(os.listdir("/proc/self/fd")) == before

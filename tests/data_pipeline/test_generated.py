@@ -1,0 +1,72 @@
+"""The demo's data shows what its captions say."""
+
+import json
+
+import numpy as np
+import pytest
+
+from data_pipeline import manifest
+from data_pipeline.generated import COLOURS, MOTIONS, SHAPES, generate, render, scene
+
+
+def mask(one, frame):
+    """Pixels nearer to the shape's colour than a third of the way to anything else."""
+    return np.abs(frame.astype(int) - COLOURS[one.colour]).sum(axis=-1) < 60
+
+
+def scenes(motion, count=6):
+    found = (scene(3, index) for index in range(2000))
+    return [one for one in found if one.motion == motion and one.pattern != "noise"][:count]
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_shapes_move_as_they_are_said_to(motion):
+    dx, dy, swell = MOTIONS[motion]
+    for one in scenes(motion):
+        video = render(one, 3)
+        first, last = mask(one, video[0]), mask(one, video[-1])
+        assert first.any() and last.any()
+        moved = np.mean(np.nonzero(last), axis=1) - np.mean(np.nonzero(first), axis=1)
+        if swell == 0:
+            assert np.sign(np.rint(moved)).tolist() == [dy, dx], one
+        else:
+            assert np.sign(int(last.sum()) - int(first.sum())) == swell
+        assert one.caption.startswith(f"a {one.colour} {one.shape} {motion} over ")
+    if motion == "staying still":
+        assert (render(one, 3) == render(one, 3)[0]).all()
+
+
+def test_clips_are_as_mixed_as_promised():
+    found = [scene(0, index) for index in range(600)]
+    films = [one for one in found if one.motion]
+    assert 0.15 < 1 - len(films) / len(found) < 0.25
+    assert {one.frames for one in films} == set(range(4, 17))
+    assert {one.height for one in found} == {one.width for one in found} == {16, 20, 24, 28, 32}
+    assert {one.shape for one in found} == set(SHAPES) and len(SHAPES) >= 6
+    assert {one.colour for one in found} == set(COLOURS) and len(COLOURS) >= 6
+    assert {one.fps for one in films} == set(range(6, 13))
+    assert len({one.caption for one in found}) > 400
+
+
+def test_a_clip_does_not_depend_on_the_others(tmp_path):
+    generate(str(tmp_path / "few"), 3, 5)
+    generate(str(tmp_path / "more"), 6, 5)
+    generate(str(tmp_path / "other"), 3, 6)
+    few = {path.name: path.read_bytes() for path in (tmp_path / "few").iterdir()}
+    assert len(few) == 9
+    for name, data in few.items():
+        assert (tmp_path / "more" / name).read_bytes() == data
+    other = {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+    assert other != few
+
+
+def test_what_is_read_back_is_what_was_drawn(shapes):
+    """Through the encoder, the files, the index: sizes exact, colours near, captions as said."""
+    found = manifest.read(shapes)
+    assert len(found) == 24
+    for row in found.table.to_pylist():
+        said = json.loads(row["label"])
+        one = scene(0, said["index"])
+        assert row["captions"] == [one.caption]
+        assert (row["n_frames"], row["height"], row["width"]) == (one.frames, one.height, one.width)
+        assert row["fps_num"] / row["fps_den"] == pytest.approx(one.fps, rel=1e-3)
