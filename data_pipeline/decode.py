@@ -31,7 +31,9 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 # `protocol_whitelist` names no protocol: a file cannot make the demuxer open another one.
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", "err_detect": "explode"}
 # PyAV before 19 refuses a whole file for a title that is not UTF-8, unless told otherwise.
-TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+TAGS: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+)
 SMALLER, LARGER = Interpolation.AREA, Interpolation.BICUBIC
 TRANSIENT = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
 RETRIES = 3
@@ -93,6 +95,11 @@ def decode(path: Path, view: View, *, still: bool, limits: Limits | None = None)
             if error.errno not in TRANSIENT or attempt + 1 == RETRIES:
                 raise BadClip("read", str(error)) from error
             time.sleep(0.05 * 4**attempt)
+        except BadClip:
+            raise
+        # Decoders of broken files fail in ways nobody lists; one clip must not end the run.
+        except Exception as error:
+            raise BadClip("decoder", f"{type(error).__name__}: {error}") from error
     raise AssertionError("every attempt returns or raises")
 
 
@@ -158,7 +165,6 @@ def load_image(file: IO[bytes], limits: Limits) -> PIL.Image.Image:
         if error.errno is not None:
             raise
         raise BadClip("corrupt", str(error)) from error
-    # A broken file may fail anywhere inside a codec's Python half.
     except (ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
         raise BadClip("corrupt", str(error)) from error
 

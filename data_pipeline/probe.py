@@ -60,6 +60,10 @@ def probe(path: Path, *, still: bool, limits: Limits | None = None) -> Found:
             found = _still(file, limits) if still else _film(file, limits)
     except OSError as error:
         raise BadClip("read", str(error)) from error
+    except BadClip:
+        raise
+    except Exception as error:  # as in `decode`: a broken file may fail in any way
+        raise BadClip("decoder", f"{type(error).__name__}: {error}") from error
     return Found(sha256=digest, bytes=size, **found)
 
 
@@ -74,13 +78,15 @@ def _film(file: IO[bytes], limits: Limits) -> dict[str, Any]:
     with open_video(file, limits) as (container, stream):
         ticks = _packet_times(container, stream, limits)
         if len(ticks) > WHOLE:
-            for tick in (ticks[0], ticks[len(ticks) // 2], ticks[-TRIED]):
-                container.seek(tick, stream=stream, backward=True)
-                height, width, rotation, _ = _try(container, stream, TRIED)
+            places = {
+                _try(container, stream, tick, TRIED)[0]
+                for tick in (ticks[0], ticks[len(ticks) // 2], ticks[-TRIED])
+            }
+            if len(places) > 1:
+                raise BadClip("size", "changes within the clip")
+            ((height, width, rotation),) = places
         else:
-            container.seek(ticks[0], stream=stream, backward=True)
-            height, width, rotation, times = _try(container, stream, limits.frames)
-            ticks = times
+            (height, width, rotation), ticks = _try(container, stream, ticks[0], limits.frames)
         base = Fraction(stream.time_base)
         rate = Fraction(0)
         if len(ticks) > 1:
@@ -119,16 +125,21 @@ def _packet_times(container: Any, stream: Any, limits: Limits) -> list[int]:
     return sorted(ticks)
 
 
-def _try(container: Any, stream: Any, most: int) -> tuple[int, int, int, list[int]]:
-    """(height, width, rotation, ticks) of at most `most` frames, which must agree in size."""
-    size, rotation, ticks = None, 0, []
+def _try(
+    container: Any, stream: Any, start: int, most: int
+) -> tuple[tuple[int, int, int], list[int]]:
+    """((height, width, rotation), ticks) of at most `most` frames from `start` on, which must agree
+    in shape."""
+    container.seek(start, stream=stream, backward=True)
+    shape, ticks = None, []
     for _, frame in whole_frames(container, stream):
-        size, rotation = size or upright_size(frame), turns(frame) * 90
-        if upright_size(frame) != size:
+        now = (*upright_size(frame), turns(frame) * 90)
+        shape = shape or now
+        if shape != now:
             raise BadClip("size", "changes within the clip")
         ticks.append(frame.pts)
         if len(ticks) == most:
             break
-    if size is None:
+    if shape is None:
         raise BadClip("no_frames")
-    return *size, rotation, ticks
+    return shape, ticks

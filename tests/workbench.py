@@ -14,8 +14,8 @@ SMOKE = "--config=experiments/demo.py:smoke"
 
 def environment(**extra: str) -> dict[str, str]:
     """One CPU device, whatever the tests themselves run on."""
-    clean = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    return clean | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | extra
+    one = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return os.environ | one | {"PYTHONPATH": str(ROOT)} | extra
 
 
 def call(*words: object, module: str = "vdm_jax") -> subprocess.CompletedProcess[str]:

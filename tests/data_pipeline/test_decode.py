@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 
 from data_pipeline import decode as decoding
+from data_pipeline import probe as probing
 from data_pipeline.decode import Limits, View, decode
 from data_pipeline.errors import BadClip
 from data_pipeline.probe import probe
@@ -168,3 +169,40 @@ def test_no_file_stays_open(tmp_path):
             with pytest.raises(BadClip):
                 decode(tmp_path / name, view(3, (16, 24)), still=False)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_long_film_is_tried_in_three_places(tmp_path, monkeypatch):
+    path = mp4(tmp_path / "a.mp4", frames=40)
+    whole = probe(path, still=False)
+    monkeypatch.setattr(probing, "WHOLE", 20)
+    monkeypatch.setattr(probing, "TRIED", 4)
+    assert probe(path, still=False) == whole
+
+
+def test_no_mutation_of_a_file_raises_anything_else(tmp_path):
+    """Seeded damage to five kinds of file: measured, or refused with a class; then decoded, or
+    refused with a class."""
+    lossless(tmp_path / "a.mkv", film(3), [0, 100, 200])
+    mp4(tmp_path / "a.mp4", frames=3)
+    for kind in ("png", "jpg", "webp", "bmp"):
+        PIL.Image.fromarray(film(1)[0]).save(tmp_path / f"a.{kind}")
+    rng, refused = np.random.default_rng(0), 0
+    for path in sorted(tmp_path.iterdir()):
+        whole = path.read_bytes()
+        broken = tmp_path / f"broken{path.suffix}"
+        still = path.suffix not in (".mp4", ".mkv")
+        for _ in range(25):
+            data = bytearray(whole)
+            for place in rng.integers(0, len(data), rng.integers(1, 12)):
+                data[place] = rng.integers(256)
+            broken.write_bytes(bytes(data[: rng.integers(len(data) // 2, 2 * len(data))]))
+            for attempt in (
+                lambda: probe(broken, still=still),  # noqa: B023
+                lambda: decode(broken, view(1 if still else 3, (16, 24)), still=still),  # noqa: B023
+            ):
+                try:
+                    attempt()
+                except BadClip as bad:
+                    refused += 1
+                    assert bad.reason
+    assert refused > 50

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 
+import av
 import pytest
 
 from data_pipeline import manifest
@@ -23,6 +24,18 @@ def test_a_bad_file_gets_a_class(name, tmp_path):
     found = look(Entry(tmp_path, name, is_still(name)))
     assert isinstance(found, BadClip)
     assert found.reason in classes
+
+
+def test_a_film_cut_between_packets_is_noticed(tmp_path):
+    """Cut anywhere, the table of samples at the front still promises all of them."""
+    whole = mp4(tmp_path / "a.mp4").read_bytes()
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        ends = [p.pos + p.size for p in container.demux(video=0) if p.size]
+    assert len(ends) == 6
+    for end in sorted(ends)[:-1]:
+        (tmp_path / "a.mp4").write_bytes(whole[:end])
+        found = look(Entry(tmp_path, "a.mp4", False))
+        assert isinstance(found, BadClip) and found.reason in ("truncated", "corrupt")
 
 
 @pytest.mark.parametrize("name", ACCEPTED, ids=lambda name: name[:20])

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 import threading
+import time
 
 import numpy as np
 import PIL.Image
@@ -14,6 +15,7 @@ from data_pipeline import rows
 from data_pipeline.errors import DataError
 from data_pipeline.index import index
 from data_pipeline.loaders import PackedVideo, Source
+from data_pipeline.serve import Reader
 from data_pipeline.sizes import Area, Native
 from tests.data_pipeline.corpus import film, lossless, mp4
 
@@ -184,6 +186,21 @@ def test_pixels_arrive_as_they_are_in_the_files(tmp_path):
     assert set(rate.tolist()) == {0.0, 10.0}
 
 
+def test_captions_leave_one_slot_free(tmp_path):
+    """Captions of exactly half a row: two would fill it, so every row holds one."""
+    for seed in range(6):
+        name = mp4(_folder(tmp_path / "clips") / f"{seed}.mp4", seed=seed, height=8, width=8)
+        name.with_suffix(".txt").write_text("zq wx yv uj")
+    index(str(tmp_path / "clips"), str(tmp_path / "manifest"))
+    data = loader(tmp_path / "manifest")
+    words = len(data.tokenizer.encode("zq wx yv uj"))
+    for text_tokens, most in ((2 * words, 1), (2 * words + 1, 2)):
+        batches = first(dataclasses.replace(data, text_tokens=text_tokens), 2)
+        segments = np.concatenate([batch.arrays["text_segment"][0] for batch in batches])
+        assert segments.max() == most
+        assert (segments == 0).any(axis=1).all()
+
+
 def test_two_sources_are_mixed_by_weight(shapes, tmp_path):
     for seed in range(2):
         mp4(_folder(tmp_path / "clips") / f"{seed}.mp4", seed=seed)
@@ -204,6 +221,22 @@ def test_closing_leaves_no_thread_and_no_fault(shapes):
     batches.close()
     loader(shapes).batches().close()
     assert threading.active_count() <= before
+
+
+def test_no_more_is_decoded_ahead_than_was_allowed(shapes, monkeypatch):
+    """256 tokens of 96 bytes, twice for the mask: 49 KiB a row, so 1 MiB holds about 20 rows."""
+    served, really = [], Reader.read
+
+    def counted(self, *args):
+        served.append(1)
+        return really(self, *args)
+
+    monkeypatch.setattr(Reader, "read", counted)
+    batches = loader(shapes, rows=16, prefetch_mib=1, threads=2).batches()
+    next(batches)
+    time.sleep(0.5)
+    batches.close()
+    assert 16 < len(served) <= 16 + 21 + 2
 
 
 def test_a_spoilt_plan_is_made_again(shapes, tmp_path):

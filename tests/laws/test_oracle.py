@@ -16,7 +16,6 @@ import pytest
 from tests.diffusion.carriers import exact_path, gaussian, packed, quick, spread, two_modes
 from vdm_jax.diffusion import parameterization as params
 from vdm_jax.diffusion import schedule, steppers
-from vdm_jax.diffusion.grids import Linspace, Staggered
 from vdm_jax.diffusion.parameterization import Prediction
 from vdm_jax.diffusion.prior import Prior, Shared
 from vdm_jax.diffusion.process import PATHS, Process
@@ -244,6 +243,20 @@ def test_order_of_convergence(name):
             assert slope < stepper.order + 1.5, "the data is too easy to measure an order"
 
 
+@dataclasses.dataclass(frozen=True)
+class Pausing:
+    """Even in t; frame j waits 2 j steps before its first step and as many after its fifth."""
+
+    def length(self, steps):
+        return steps + 8
+
+    def __call__(self, index, steps, start, process):
+        wait = 2 * jnp.arange(3)
+        moved = jnp.maximum(index - wait, 0)
+        moved = jnp.minimum(moved, 5) + jnp.maximum(moved - wait - 5, 0)
+        return start * jnp.maximum(1 - moved / steps, 0)
+
+
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_held_then_moving(name):
     """Frames that wait end where the frame that never waited ends: each cell's history is its own.
@@ -252,8 +265,7 @@ def test_held_then_moving(name):
     """
     batch = packed(rows=(((3, 1, 2), (3, 1, 1)),), tokens=10, d=2)
     batch = batch.replace(level=batch.position[..., 0])
-    grid = Staggered(grid=Linspace(), levels=3, delay=5)
-    sampler = Sampler(stepper=STEPPERS[name], grid=grid, steps=12)
+    sampler = Sampler(stepper=STEPPERS[name], grid=Pausing(), steps=12)
 
     def run(batch):
         prior = Prior(factor=Shared())

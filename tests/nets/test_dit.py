@@ -209,6 +209,18 @@ def test_each_token_reads_its_own_level():
     assert np.abs(first - only).max() > 1e-3
 
 
+def test_rotation_alone_knows_no_origin():
+    """Moving every example by the same step changes nothing: values are not turned."""
+    fields = dict(positions=(Rotary(),), registers=0)
+    net, params = network(**fields), random_parameters(**fields)
+    batch, time, cond = inputs()
+    plain = net.apply(params, batch, time, cond)
+    moved = batch.replace(position=batch.position + jnp.asarray([1, 4, 2]))
+    np.testing.assert_allclose(net.apply(params, moved, time, cond), plain, atol=1e-4)
+    mirrored = batch.replace(position=batch.position * jnp.asarray([1, 1, 3]))
+    assert np.abs(net.apply(params, mirrored, time, cond) - plain).max() > 1e-2
+
+
 def test_conditions_enter_where_their_slots_say():
     net, params = network(), random_parameters()
     batch, time, cond = inputs()
@@ -250,9 +262,9 @@ def test_the_reported_logit_bounds_the_largest(monkeypatch):
         largest.append(float(jnp.where(real[:, None], logits, -jnp.inf).max()))
         return attend(q, k, v, **more)
 
+    params = random_parameters(qk_norm="none", positions=(Rotary(),))
     monkeypatch.setattr(attention, "attend", watched)
     net = network(qk_norm="none", positions=(Rotary(),))
-    params = random_parameters(qk_norm="none", positions=(Rotary(),))
     batch, time, cond = inputs()
     out, sown = net.apply(params, batch, time, cond, mutable="intermediates")
     bounds = [float(leaf) for leaf in jax.tree.leaves(sown["intermediates"])]
@@ -327,6 +339,16 @@ def test_norms_have_their_statistics_in_full():
         np.testing.assert_allclose(jnp.square(out.astype(jnp.float32)).mean(-1), 1, atol=0.01)
     centred = LayerNorm().apply({}, x).astype(jnp.float32)
     np.testing.assert_allclose(centred.mean(-1), 0, atol=0.01)
+
+
+def test_a_norm_has_no_slope_along_its_input():
+    """Scaling the input does not change the output, so the gradient is at right angles to it."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16)), jnp.float32)
+    for norm in (LayerNorm(), RMSNorm()):
+        params = norm.init(jax.random.key(0), x)
+        slope = jax.grad(lambda x, n=norm, p=params: jnp.sin(n.apply(p, x)).sum())(x)
+        assert np.abs(slope).max() > 0.01
+        np.testing.assert_allclose((slope * x).sum(-1), 0, atol=1e-4)
 
 
 def test_time_embedding_tells_neighbouring_steps_apart():

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.batch import Frames, Packed
+from vdm_jax.diffusion.process import with_known
 from vdm_jax.diffusion.times import Times
 from vdm_jax.diffusion.weights import Weight
 from vdm_jax.signals import draw_dropped
@@ -59,7 +60,9 @@ class Denoise:
 
     def __call__(self, stage, params, batch, raw, seed):
         process = stage.process.on(batch)
-        at = process.level(self.times(batch.keys(seed, "time"), batch, process))
+        # Cells that are given are told level 0, as in sampling.
+        batch, t = with_known(batch, self.times(batch.keys(seed, "time"), batch, process))
+        at = process.level(t)
         dropped = draw_dropped(stage.denoiser.signals, batch, seed)
         err, max_logit = _error(stage, params, batch, raw, at, batch.keys(seed, "noise"), dropped)
         weight = self.weight(at, stage.denoiser.parameterization, process)
@@ -68,7 +71,9 @@ class Denoise:
 
     def errors(self, stage, params, batch, raw, seed, t):
         b, e = batch.examples.valid.shape
-        at = stage.process.on(batch).level(jnp.full((b, e, 1), t))
+        process = stage.process.on(batch)
+        batch, times = with_known(batch, jnp.full((b, e, 1), t))
+        at = process.level(times)
         keys = batch.keys(seed, "validation")
         err, _ = _error(stage, params, batch, raw, at, keys, {})
         return batch.reduce(err, "mean")

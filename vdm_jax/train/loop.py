@@ -30,6 +30,7 @@ from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
 
 PREEMPTED = 75
+KNOWN = "known"  # the loader's reason for what it was told is bad
 
 
 @dataclasses.dataclass
@@ -40,7 +41,8 @@ class Position:
     bad: tuple[tuple[str, int, str], ...] = ()
 
     def after(self, batch: Batch) -> Position:
-        return Position(batch.cursor, self.bad + tuple(batch.bad))
+        new = tuple(entry for entry in batch.bad if entry not in self.bad and entry[2] != KNOWN)
+        return Position(batch.cursor, self.bad + new)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
