@@ -1,15 +1,15 @@
 """Sora-style: one packed transformer for videos and images of native size, shape and duration.
 
 What     full attention over packed spacetime patches, 3-D rotary positions with time in seconds,
-         RMS QK-norm, four registers per example, adaLN-single, cross-attention to text; flow matching
-         with logit-normal times, shifted by token count.
+         RMS QK-norm, four registers per example, adaLN-single, cross-attention to text; flow
+         matching with logit-normal times, shifted by token count.
 Paper    OpenAI, "Video generation models as world simulators" (2024), which discloses no size, loss
          or schedule. From it: joint training on images and videos at native sizes, patches of space
          and time as tokens, an image as a one-frame video, size at inference set by the grid of
          noise. ASSUMED, all of it: every width, depth and rate below, flow matching, and pixels
          with large patches in place of its video autoencoder, with x0 prediction, which large
          patches need (Li & He 2025).
-Command  python -m vdm_jax train --config=experiments/sora.py --workdir=gs://bucket/sora
+Command  python -m vdm_jax train --config=experiments/sora.py --workdir=runs/sora
              --config.knobs.manifest=... --config.mesh.fsdp=-1
 Variant  smoke: seconds on a CPU, for tests.
 Result   none at full size: it has not been trained. Its parameters are counted in

@@ -6,14 +6,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 from flax.core import meta
 
-from tests.nets.rows import PATCH, REGISTERS, SHAPE, WIDTH, alone, example, pack, random_like
+from tests.nets.rows import (
+    PATCH,
+    REGISTERS,
+    SHAPE,
+    WIDTH,
+    alone,
+    example,
+    pack,
+    quick,
+    random_like,
+)
 from vdm_jax.kernels import BACKENDS, chunked
 from vdm_jax.nets.dit import DiT
 from vdm_jax.nets.modulation import PerBlock, Shared
-from vdm_jax.nets.patterns import Full, Spatial, Temporal, Window
+from vdm_jax.nets.patterns import Full, Groups, Spatial, Temporal, Window
 from vdm_jax.nets.positions import Fractional, Rotary, Sincos
+from vdm_jax.nets.registers import insert
 
 PATTERNS = {
     "full": Full(),
@@ -35,42 +47,67 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(chunked, "BLOCKS", {"cpu": 8})
 
 
-def network(pattern="full", modulation="per_block", backend=None, **more):
-    fields = dict(
+@struct.dataclass
+class Given:
+    """A pattern that says what it was told: groups are data here, so that one compiled network
+    serves all patterns."""
+
+    found: Groups
+
+    def groups(self, batch, register):
+        return self.found
+
+
+@functools.cache
+def grouping(pattern):
+    def ask(batch):
+        row = insert(batch, REGISTERS)
+        groups = PATTERNS[pattern].groups(row.batch, row.register)
+        places = jnp.broadcast_to(jnp.arange(groups.id.shape[1]), groups.id.shape)
+        return Groups(
+            id=groups.id,
+            order=places if groups.order is None else groups.order,
+            inverse=places if groups.inverse is None else groups.inverse,
+            active=groups.id >= 0 if groups.active is None else groups.active,
+        )
+
+    return quick(ask)
+
+
+def network(modulation="per_block", backend=None, pattern=PATTERNS["full"]):
+    return DiT(
         width=WIDTH, depth=1, heads=2, patch_features=PATCH, registers=REGISTERS, cross=("text",),
-        patterns=(PATTERNS[pattern],), modulation=MODULATIONS[modulation],
-        layers="loop", backend=backend,
+        patterns=(pattern,), modulation=MODULATIONS[modulation], layers="loop", backend=backend,
         positions=(Sincos(axes="xy"), Fractional(entries=4), Rotary(fps=8.0)),
     )  # fmt: skip
-    return DiT(**(fields | more))
 
 
 @functools.cache
 def parameters(modulation="per_block"):
-    net = network(modulation=modulation)
+    net = network(modulation)
     return random_like(meta.unbox(jax.eval_shape(net.init, jax.random.key(0), *alone(EXAMPLES[0]))))
 
 
-def answers(net):
-    """A function to the outputs and the gradients of their weighted sum.
+@functools.cache
+def program(modulation, backend):
+    """Outputs and the gradients of their weighted sum, for any groups, compiled once per shape."""
 
-    It is not compiled as one: its many small programs serve all tests here.
-    """
-
-    def total(params, batch, x, text, time, cond, weight):
+    def total(params, x, text, batch, time, cond, groups, weight):
         tokens = {"text": cond.tokens["text"].replace(x=text)}
+        net = network(modulation, backend, Given(groups))
         out = net.apply(params, batch.replace(x=x), time, cond.replace(tokens=tokens))
         return (out * weight).sum(), out
 
-    grad = jax.value_and_grad(total, argnums=(0, 2, 3), has_aux=True)
+    return quick(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
 
-    def run(params, batch, time, cond, weight):
-        (_, out), grads = grad(
-            params, batch, batch.x, cond.tokens["text"].x, time, cond, jnp.asarray(weight)
-        )
-        return out, grads
 
-    return run
+def answers(pattern, modulation, backend, batch, time, cond, weight):
+    """(out, gradients by parameters, tokens and text) of a row."""
+    (_, out), grads = program(modulation, backend)(
+        parameters(modulation), batch.x, cond.tokens["text"].x,
+        batch, time, cond, grouping(pattern)(batch), jnp.asarray(weight),
+    )  # fmt: skip
+    return out, grads
 
 
 def weight_of(index: int):
@@ -80,10 +117,11 @@ def weight_of(index: int):
 
 @functools.cache
 def separately(pattern, modulation):
-    run = answers(network(pattern, modulation, "dense"))
-    params = parameters(modulation)
     weights = [weight_of(i)[None] for i in range(len(EXAMPLES))]
-    return [run(params, *alone(one), w) for one, w in zip(EXAMPLES, weights, strict=True)]
+    return [
+        answers(pattern, modulation, "dense", *alone(one), weight)
+        for one, weight in zip(EXAMPLES, weights, strict=True)
+    ]
 
 
 def together(pattern, modulation, backend, layout=LAYOUT, loud=range(3), **options):
@@ -92,9 +130,7 @@ def together(pattern, modulation, backend, layout=LAYOUT, loud=range(3), **optio
     weight = np.zeros((len(layout), SHAPE["tokens"], PATCH))
     for index, (row, tokens, _) in places(layout).items():
         weight[row, tokens] = weight_of(index) * (index in loud)
-    return answers(network(pattern, modulation, backend))(
-        parameters(modulation), batch, time, cond, weight
-    )
+    return answers(pattern, modulation, backend, batch, time, cond, weight)
 
 
 def places(layout):

@@ -59,8 +59,10 @@ def test_every_rule_set_is_tried():
     assert set(MESHES) == set(TABLES)
 
 
-@pytest.mark.parametrize("rules", ["dp", "fsdp_tp", *(
-    pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "fsdp_seq", "all"))])  # fmt: skip
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("fsdp", "fsdp_seq", "all")]
+
+
+@pytest.mark.parametrize("rules", ["dp", "fsdp_tp", *SLOW])
 def test_sharded_equals_single(rules, manifest, batches, single):
     state, losses, text = train(make_run(manifest, rules, MESHES[rules]), batches)
     expected, expected_losses = single

@@ -12,7 +12,6 @@ from vdm_jax.batch import Examples, Packed
 from vdm_jax.cond import Cond, Tokens
 
 WIDTH, PATCH, TEXT, LEVELS = 16, 5, 7, 2
-# Tests that are not compiled as a whole share small programs as long as they share shapes: these.
 SHAPE = dict(tokens=30, text=8, slots=2)
 REGISTERS = 2
 
@@ -98,6 +97,11 @@ def pack(
 def alone(one: Example, *, framed: bool = False) -> tuple[Packed, jax.Array, Cond]:
     """A row that holds this example and nothing else."""
     return pack([[one]], tokens=len(one.x), text=len(one.text), slots=1, framed=framed)
+
+
+def quick(function):
+    """`function` compiled in the least time rather than to the fastest program."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def random_like(params, seed: int = 0):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from tests.nets.rows import random_like
+from tests.nets.rows import quick, random_like
 from vdm_jax.config import UserError
 from vdm_jax.nets.encoders import TextEmbedding
 
@@ -22,8 +22,13 @@ def parameters(encoder=ENCODER):
     return random_like(meta.unbox(jax.eval_shape(encoder.init, jax.random.key(0), IDS, MASK)))
 
 
+@functools.cache
+def compiled(encoder):
+    return quick(encoder.apply)
+
+
 def encode(ids, mask, encoder=ENCODER):
-    return np.asarray(encoder.apply(parameters(encoder), ids, mask))
+    return np.asarray(compiled(encoder)(parameters(encoder), ids, mask))
 
 
 def test_padding_decides_nothing_and_gives_nothing():
@@ -47,7 +52,7 @@ def test_words_see_their_line_and_their_place():
 
 
 def test_gradients_are_finite_where_lines_are_empty():
-    grads = jax.grad(lambda p: jnp.square(ENCODER.apply(p, IDS, MASK)).sum())(parameters())
+    grads = quick(jax.grad(lambda p: jnp.square(ENCODER.apply(p, IDS, MASK)).sum()))(parameters())
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(grads))
     used = np.any(np.asarray(grads["params"]["table"]), axis=-1)
     assert set(np.nonzero(used)[0]) == {1, 2, 3, 4, 5, 6, 9}

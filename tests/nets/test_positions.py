@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from tests.nets.rows import example, pack
+from tests.nets.rows import example, pack, quick
 from vdm_jax.config import UserError
 from vdm_jax.nets.positions import Fractional, Learned, Rotary, Sincos, rotate
 
@@ -30,8 +30,9 @@ def at(batch, *position):
 
 def added(position, batch, width=WIDTH):
     """What a position adds, with parameters drawn afresh."""
-    params = position.init(jax.random.key(1), batch, width, method="add")
-    return np.asarray(position.apply(meta.unbox(params), batch, width, method="add"))
+    return np.asarray(
+        quick(lambda: position.init_with_output(jax.random.key(1), batch, width, method="add"))()[0]
+    )
 
 
 def products(batch, rotary, seed=0):

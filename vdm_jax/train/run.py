@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline import rows
 from data_pipeline.loaders import PackedVideo
 from vdm_jax.objectives.denoise import Objective
 from vdm_jax.stage import Stage
@@ -91,28 +92,10 @@ class Run:
             for vocab in small
         ]
 
-    def blank_arrays(self, rows: int) -> dict[str, np.ndarray]:
-        """Padding alone, in the shapes and dtypes of one microbatch of the loader."""
-        n, e, l = self.data.tokens, self.data.segments, self.data.text_tokens
-        arrays = {
-            "patches": np.zeros((rows, n, self.stage.patch_features), np.uint8),
-            "segment": np.zeros((rows, n), np.int32),
-            "position": np.zeros((rows, n, 3), np.int32),
-            "raster": np.zeros((rows, n), np.int32),
-            "text": np.zeros((rows, l), np.int32),
-            "text_segment": np.zeros((rows, l), np.int32),
-            "text_position": np.zeros((rows, l), np.int32),
-            "id": np.zeros((rows, e, 2), np.uint32),
-            "visit": np.zeros((rows, e), np.int32),
-            "ordinal": np.zeros((rows, e), np.int32),
-            "valid": np.zeros((rows, e), bool),
-            "grid": np.zeros((rows, e, 3), np.int32),
-            "fps": np.zeros((rows, e), np.float32),
-            "source": np.zeros((rows, e), np.int32),
-        }
-        if self.data.patch[0] > 1:
-            arrays["cells"] = np.zeros(arrays["patches"].shape, bool)
-        return arrays
+    def blank_arrays(self, count: int) -> dict[str, np.ndarray]:
+        """`count` rows of padding alone, in the shapes and dtypes of the loader."""
+        blank = rows.blank(self.data.capacity)
+        return {name: np.stack([leaf] * count) for name, leaf in blank.items()}
 
 
 def size_problems(stage: Stage, size: tuple[int, int, int]) -> list[str]:
