@@ -40,6 +40,7 @@ TEXT_LENGTH = 24
 PROMPTS = (
     "a red circle moving right over a plain dark background",
     "a blue square moving down over light stripes",
+    "a photo of a green triangle over a light gradient",
 )
 
 
@@ -61,9 +62,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         PackedVideo,
         sources=(spec(Source, manifest=knobs.get_ref("manifest")),),
         patch=PATCH,
-        tokens=256 if smoke else 1024,
-        text_tokens=96 if smoke else 256,
-        segments=8 if smoke else 24,
+        tokens=256 if smoke else 512,
+        text_tokens=96 if smoke else 160,
+        segments=8 if smoke else 16,
         rows=2 if smoke else 4,
         seed=knobs.get_ref("seed"),
         size=spec(Native),
@@ -90,7 +91,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
         validate_every=4 if smoke else 250,
         validation_rows=2 if smoke else 4,
         sample_every=0 if smoke else 1000,
-        prompts=tuple(spec(Prompt, text=text, frames=8, height=24, width=24) for text in PROMPTS),
+        prompts=tuple(
+            spec(Prompt, text=text, frames=8, height=24, width=24)
+            for text in (() if smoke else PROMPTS)
+        ),
         knobs=knobs,
     )
 

@@ -75,7 +75,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         (r"backbone/units/.*kernel$", spec(Muon, learning_rate=rate)),
         (".*", spec(AdamW, learning_rate=rate, b2=0.95)),
     )
-    frames, height, width = (8, 16, 24) if smoke else (96, 480, 848)
+    prompt = spec(Prompt, text="a dog runs on a beach", frames=96, height=480, width=848, fps=24)
     return spec(
         Run,
         stage=_stage(smoke, patch, tokens, knobs),
@@ -85,7 +85,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         seed=knobs.get_ref("seed"),
         steps=8 if smoke else 500_000,
         ema=(0.99,) if smoke else (0.9999,),
-        mesh={"data": -1} if smoke else {"fsdp": -1},
+        mesh={"data": -1 if smoke else 1, "fsdp": 1 if smoke else -1, "seq": 1, "tensor": 1},
         rules="dp" if smoke else "fsdp",
         save_every=4 if smoke else 1000,
         sample_every=0 if smoke else 5000,

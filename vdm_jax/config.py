@@ -8,6 +8,7 @@ cannot name arbitrary code. `ConfigDict` iterates alphabetically: ordered things
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -18,10 +19,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from vdm_jax.types import Range
 
 SPEC = "spec"  # the key under which a node keeps the name of its class
+HIDDEN = ("parent", "name")  # fields that Flax gives every module; no config sets them
+PLAIN = (int, float, str, bool)
 PREFIXES = ("vdm_jax", "data_pipeline", "optax")
 
 
@@ -43,7 +47,10 @@ def suggestion(word: str, words: typing.Iterable[str]) -> str:
 
 
 def spec(target: Callable[..., Any], /, **keywords: Any) -> ConfigDict:
-    """Record a call of `target`, a class or function of an allowed package.
+    """Record a call of `target`, a class or function of an allowed package, with its defaults.
+
+    Defaults are written down so that every field can be overridden, and so that a run's config
+    says what it was made with even when a default changes later.
 
     Raises:
       UserError: a keyword that `target` does not take.
@@ -56,10 +63,14 @@ def spec(target: Callable[..., Any], /, **keywords: Any) -> ConfigDict:
             raise UserError(
                 f"{target.__qualname__} takes no '{keyword}'.{suggestion(keyword, known)}"
             )
-    node = ConfigDict(convert_dict=False)
-    node[SPEC] = name
-    for keyword, value in keywords.items():
-        node[keyword] = value
+    node = ConfigDict({SPEC: name}, convert_dict=False)
+    hints = _hints(target)
+    for keyword, value in (_defaults(target) | keywords).items():
+        types = [t for t in typing.get_args(hints.get(keyword)) if _plain_type(t) in PLAIN]
+        if value is None and types:
+            # None with a type, so that an override knows how to read its text.
+            value = placeholder(_plain_type(types[0]))
+        node[keyword] = ConfigDict(dict(value)) if type(value) is dict else value
     return node
 
 
@@ -101,6 +112,16 @@ def resolve(name: str) -> Callable[..., Any]:
     return target
 
 
+def recorded(value: Any) -> Any:
+    """What a config writes for a value made in code: dataclasses as specs, the rest as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f for f in dataclasses.fields(value) if f.init and f.name not in HIDDEN]
+        return spec(type(value), **{f.name: recorded(getattr(value, f.name)) for f in fields})
+    if isinstance(value, tuple):
+        return tuple(recorded(part) for part in value)
+    return value
+
+
 def problems(node: Any, path: str = "config") -> list[str]:
     """Every number of a config that is out of the range its parameter is annotated with.
 
@@ -111,9 +132,7 @@ def problems(node: Any, path: str = "config") -> list[str]:
     hints: Mapping[str, Any] = {}
     if isinstance(node, ConfigDict | dict):
         if SPEC in node:
-            target = resolve(node[SPEC])
-            where = target.__init__ if _custom_init(target) else target
-            hints = typing.get_type_hints(where, include_extras=True)
+            hints = _hints(resolve(node[SPEC]))
         for key, value in _fields(node).items():
             here = f"{path}.{key}"
             if _is_number(value):
@@ -172,22 +191,41 @@ def _fields(node: ConfigDict | dict) -> dict[str, Any]:
 
 
 def _parameters(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    # Flax modules take `parent` and `name` besides their own fields; a config sets neither.
     return {
         key: parameter
         for key, parameter in inspect.signature(target).parameters.items()
-        if key not in ("parent", "name")
+        if key not in HIDDEN
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
+
+
+def _defaults(target: Callable[..., Any]) -> dict[str, Any]:
+    made = {
+        field.name: field.default_factory()
+        for field in (dataclasses.fields(target) if dataclasses.is_dataclass(target) else ())
+        if field.default_factory is not dataclasses.MISSING and field.name not in HIDDEN
+    }
+    plain = {
+        key: parameter.default
+        for key, parameter in _parameters(target).items()
+        if parameter.default is not parameter.empty and key not in made
+    }
+    return {key: recorded(value) for key, value in (plain | made).items()}
+
+
+def _hints(target: Callable[..., Any]) -> Mapping[str, Any]:
+    custom = inspect.isclass(target) and not dataclasses.is_dataclass(target)
+    where = target.__init__ if custom else target  # type: ignore[misc]
+    return typing.get_type_hints(where, include_extras=True)
+
+
+def _plain_type(hint: Any) -> Any:
+    return getattr(hint, "__origin__", hint)  # of Annotated[int, ...]: int
 
 
 def _check_prefix(name: str) -> None:
     if name.partition(":")[0].partition(".")[0] not in PREFIXES:
         raise UserError(f"the config names '{name}'; only {', '.join(PREFIXES)} may be named.")
-
-
-def _custom_init(target: Any) -> bool:
-    return inspect.isclass(target) and not hasattr(target, "__dataclass_fields__")
 
 
 def _is_number(value: Any) -> bool:

@@ -27,7 +27,6 @@ CONFIG_MISTAKES = [
     ((SMOKE, "--profile=5"), ("--profile", "a:b")),
     ((SMOKE, "--steps=0"), ("--steps", "0")),
     ((SMOKE, "--fork=x"), ("--fork", "DIR@STEP")),
-    ((SMOKE, "--init=/nowhere"), ("/nowhere",)),
     (("--config=README.md",), ("README.md",)),
     ((), ("--config=",)),
 ]
@@ -49,6 +48,13 @@ def test_a_config_mistake_costs_nothing(words, said, tmp_path, manifest):
     words = words if named else (*words, f"--config.knobs.manifest={manifest}")
     refused(call("train", f"--workdir={tmp_path / 'run'}", *words), 2, *said)
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("flag", ["--init=/nowhere", "--fork=/nowhere@3"])
+def test_there_is_nothing_to_start_from(flag, tmp_path, manifest):
+    done = call(*train(tmp_path / "run", manifest, flag))
+    refused(done, 4, "/nowhere")
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_mistake_is_said_at_once(manifest):

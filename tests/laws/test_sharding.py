@@ -10,6 +10,7 @@ from vdm_jax.parallel.rules import TABLES
 from vdm_jax.train.feed import to_device
 from vdm_jax.train.program import make_program
 
+ONE = {"data": 1, "fsdp": 1, "seq": 1, "tensor": 1}
 MESHES = {
     "dp": {"data": 8},
     "fsdp": {"data": 2, "fsdp": 4},
@@ -24,7 +25,7 @@ def make_run(manifest, rules, mesh):
     config.knobs.manifest = str(manifest)
     config.data.rows = 8
     config.rules = rules
-    config.mesh = mesh
+    config.mesh = ONE | mesh
     return build(config)
 
 

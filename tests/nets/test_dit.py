@@ -1,5 +1,6 @@
 """The diffusion transformer: published sizes, neutral starts, choices that must change nothing."""
 
+import dataclasses
 import functools
 
 import jax
@@ -31,7 +32,7 @@ from vdm_jax.nets.cost import multiply_adds
 from vdm_jax.nets.dit import REMAT, DiT
 from vdm_jax.nets.layers import LayerNorm, Mlp, RMSNorm, SwiGlu, TimeEmbedding
 from vdm_jax.nets.modulation import PerBlock, Shared
-from vdm_jax.nets.patterns import Spatial, Temporal
+from vdm_jax.nets.patterns import Groups, Pattern, Spatial, Temporal, Window, take
 from vdm_jax.nets.positions import Rotary, Sincos
 from vdm_jax.parallel import rules
 
@@ -134,7 +135,7 @@ def test_multiply_adds_agree_with_the_compiler():
     """A network that uses every term, against the count of a compiled forward pass."""
     net = network(
         registers=2, cross=("text",), activation=SwiGlu(), modulation=Shared(),
-        patterns=(Temporal(on_single="attend"), Spatial()), width=64, qk_norm="none",
+        patterns=(Temporal(on_single="attend"), Spatial()), depth=2, width=64, qk_norm="none",
     )  # fmt: skip
     one = example(3, (1, 4, 4), text=8)
     batch, time, cond = alone(one)
@@ -222,6 +223,26 @@ def test_temporal_blocks_do_not_touch_stills():
         assert np.allclose(found, expected, atol=1e-5) == same
 
 
+@dataclasses.dataclass(frozen=True)
+class Unsorted:
+    """The same groups, tokens where they are."""
+
+    pattern: Pattern
+
+    def groups(self, batch, register):
+        found = self.pattern.groups(batch, register)
+        return Groups(id=take(found.id, found.inverse), active=found.active)
+
+
+@pytest.mark.parametrize("pattern", [Temporal(), Window(size=(2, 1, 2))])
+def test_sorting_tokens_for_attention_changes_nothing(pattern):
+    fields = dict(positions=(Rotary(),))
+    params = random_parameters(**fields)
+    out = compiled(network(patterns=(pattern,), **fields))(params, *inputs())
+    plain = compiled(network(patterns=(Unsorted(pattern),), **fields))(params, *inputs())
+    np.testing.assert_allclose(out, plain, atol=1e-5)
+
+
 def test_each_token_reads_its_own_level():
     """Tokens at level 1 are told what an example whose only level is that one would be."""
     net, params = network(registers=0), random_parameters(registers=0)
@@ -283,18 +304,23 @@ def test_the_reported_logit_bounds_the_largest(monkeypatch):
         logits = jnp.einsum("bnhd,bmhd->bhnm", q, k) * q.shape[-1] ** -0.5
         sees = more["q_group"][:, :, None] == more["kv_group"][:, None]
         real = sees & (more["q_group"] > 0)[:, :, None]
-        largest.append(float(jnp.where(real[:, None], logits, -jnp.inf).max()))
+        largest.append(jnp.where(real[:, None], logits, -jnp.inf).max())
         return attend(q, k, v, **more)
 
     params = random_parameters(qk_norm="none", positions=(Rotary(),))
     monkeypatch.setattr(attention, "attend", watched)
     net = network(qk_norm="none", positions=(Rotary(),))
     batch, time, cond = inputs()
-    out, sown = net.apply(params, batch, time, cond, mutable="intermediates")
-    bounds = [float(leaf) for leaf in jax.tree.leaves(sown["intermediates"])]
-    assert len(bounds) == len(largest) == 2  # self and cross
-    assert all(0 < found <= bound + 1e-5 for found, bound in zip(largest, bounds, strict=True))
-    np.testing.assert_array_equal(net.apply(params, batch, time, cond), out)
+
+    def reported(params):
+        out, sown = net.apply(params, batch, time, cond, mutable="intermediates")
+        return out, jax.tree.leaves(sown["intermediates"]), list(largest)
+
+    out, bounds, found = quick(reported)(params)
+    assert len(bounds) == len(found) == 2  # self and cross
+    assert all(0 < exact <= bound + 1e-5 for exact, bound in zip(found, bounds, strict=True))
+    assert jax.tree.structure(jax.eval_shape(net.apply, params, batch, time, cond)).num_leaves == 1
+    assert out.shape == batch.x.shape
 
 
 def test_half_precision_is_for_products_only():

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vdm_jax.config import UserError, leaves, suggestion
+from vdm_jax.config import SPEC, UserError, leaves, suggestion
 
 
 def load(arguments: Sequence[str]) -> ConfigDict:
@@ -36,8 +36,8 @@ def load(arguments: Sequence[str]) -> ConfigDict:
         raise
     except flags.Error as error:
         raise UserError(_one_line(error)) from error
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: {_one_line(error)}") from error
+    except Exception as error:  # the file is code: anything may come out of it
+        raise UserError(f"{file}: {type(error).__name__}: {_one_line(error)}") from error
 
 
 def _parse(words: Sequence[str]) -> ConfigDict:
@@ -54,7 +54,21 @@ def _check_overrides(config: ConfigDict, overrides: Sequence[str]) -> None:
         if not equals:
             raise UserError(f"write the override as --config.{path}=VALUE.")
         if not any(path == name or name.startswith((path + ".", path + "[")) for name in known):
-            raise UserError(f"the config has no '{path}'.{suggestion(path, known)}")
+            raise UserError(f"the config has no '{path}'.{_near(config, path, known)}")
+
+
+def _near(config: ConfigDict, path: str, known: Sequence[str]) -> str:
+    """A path that is spelt almost so, else the fields beside the first wrong part."""
+    hint = suggestion(path, known)
+    if hint.startswith(" Did"):
+        return hint
+    node = config
+    for part in path.split("."):
+        if not isinstance(node, ConfigDict) or part not in node:
+            break
+        node = node[part]
+    beside = node.keys() if isinstance(node, ConfigDict) else ()
+    return suggestion(part, [name for name in beside if name != SPEC])
 
 
 def _one_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ FREE = (
     r"^optimizer\..*learning_rate$",
     r"^optimizer\.schedule\.",
     r"^optimizer\.clip$",
-    r"^(save|validate|sample|log)_every$",
+    r"^(save|validate|sample)_every$",
     r"^(keep|prompts|skip_limit|mesh|rules)\b",
     r"^stage\.sampler\.",
     r"^stage\.denoiser\.backbone\.(remat|attention)\b",

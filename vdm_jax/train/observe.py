@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipeline.text import Tokenizer
 from vdm_jax.pipeline import Pipeline, Request, capacity_of
 from vdm_jax.train.feed import to_carrier
 from vdm_jax.train.log import Writer
@@ -86,11 +86,10 @@ def size_class(tokens: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass
 class Samples:
-    """Videos of the run's prompts, by the first EMA, as files and in the writer."""
+    """Videos of the run's prompts, by the first EMA, in the writer."""
 
     run: Run
-    tokenizer: Any
-    folder: Path
+    tokenizer: Tokenizer
 
     def __call__(self, step: int, state: TrainState, writer: Writer) -> None:
         if self.run.sample_every and step % self.run.sample_every == 0:

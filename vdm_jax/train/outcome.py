@@ -16,14 +16,17 @@ import numpy as np
 
 from vdm_jax.train.log import read_lines
 from vdm_jax.train.meter import Meter
-from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
 
 STEP_PROGRAM = "jit(step)"
 
 
 def write(
-    folder: Path, run: Run, state: TrainState, meter: Meter, programs: Mapping[str, int]
+    folder: Path,
+    state: TrainState,
+    meter: Meter,
+    programs: Mapping[str, int],
+    samples: Mapping[str, np.ndarray],
 ) -> None:
     """Add this start's figures to `summary.json`; draw `loss.png`. Process 0 only."""
     if jax.process_index() != 0:
@@ -44,7 +47,7 @@ def write(
             }
         },
     )
-    draw(folder / "loss.png", losses, [])
+    draw(folder / "loss.png", losses, list(samples.items()))
 
 
 def update_summary(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:

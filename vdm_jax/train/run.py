@@ -48,11 +48,12 @@ class Run:
     steps: Count
     microbatches: Count = 1
     ema: tuple[float, ...] = (0.999,)
-    mesh: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"data": -1})
+    mesh: Mapping[str, int] = dataclasses.field(
+        default_factory=lambda: {"data": -1, "fsdp": 1, "seq": 1, "tensor": 1}
+    )
     rules: str = "dp"
     save_every: Count = 500
     keep: Count = 3
-    log_every: Count = 20
     validate_every: Natural = 0
     validation_rows: Natural = 0
     sample_every: Natural = 0

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -54,6 +55,7 @@ class Start:
         """Raises: UserError, before anything is compiled or written, for every mistake."""
         profile = Profile.parse(self.profile, self.folder / "profile")
         config, changed = self._settle(config)
+        self._check_origin()
         run = check(config)
         with CompileCounter() as compiled:
             program = make_program(run)
@@ -85,7 +87,8 @@ class Start:
                     meta={"data": run.data.fingerprint(), "origin": origin},
                 )  # fmt: skip
                 code, state = loop(state, position)
-            outcome.write(self.folder, run, state, loop.meter, compiled.programs)
+                samples = last_samples(run, state, self.folder, writer) if code == 0 else {}
+        outcome.write(self.folder, state, loop.meter, compiled.programs, samples)
         return code
 
     @property
@@ -113,6 +116,18 @@ class Start:
             config.steps = new.steps = old.steps
         return config, lineage.check_resume(old, new, self.workdir)
 
+    def _check_origin(self) -> None:
+        """Raises: UserError if there is nothing at --init or --fork, before anything is built."""
+        if self.init:
+            with Checkpoints(Path(self.init) / "checkpoints") as other:
+                newest_of(other, self.init)
+        if self.fork:
+            folder, step, _ = parse_fork(self.fork)
+            with Checkpoints(Path(folder) / "checkpoints") as other:
+                if step not in other.steps():
+                    known = other.steps() or "none"
+                    raise UserError(f"{folder} has no checkpoint {step}: {known}.", code=4)
+
     def _state(
         self, run: Run, program: Program, checkpoints: Checkpoints
     ) -> tuple[TrainState, Position, dict[str, Any]]:
@@ -138,15 +153,8 @@ class Start:
         return state.replace(params=params, ema=ema), Position(), {"init": self.init, "step": step}
 
     def _forked(self, run: Run, program: Program, fork: str):
-        found = re.fullmatch(r"(.+)@(\d+)(:ema)?", fork)
-        if not found:
-            raise UserError(f"--fork is '{fork}'; write DIR@STEP or DIR@STEP:ema.")
-        folder, step, averaged = found[1], int(found[2]), bool(found[3])
+        folder, step, averaged = parse_fork(fork)
         with Checkpoints(Path(folder) / "checkpoints") as other:
-            if step not in other.steps():
-                raise UserError(
-                    f"--fork: {folder} has no checkpoint {step}; it has {other.steps()}."
-                )
             meta = other.meta(step)
             state = TrainState.of(other.restore(step, program.abstract.items()))
         if averaged:
@@ -202,8 +210,18 @@ def observers(run: Run, folder: Path) -> Many:
     if run.validate_every:
         found.append(Validation(run, run.data.validation(run.validation_rows).arrays))
     if run.sample_every:
-        found.append(Samples(run, Tokenizer(str(folder / "tokenizer.json")), folder / "samples"))
+        found.append(Samples(run, Tokenizer(str(folder / "tokenizer.json"))))
     return Many(tuple(found))
+
+
+def last_samples(
+    run: Run, state: TrainState, folder: Path, writer: log.Writer
+) -> dict[str, np.ndarray]:
+    """Videos of the run's prompts by the finished model."""
+    if not run.prompts:
+        return {}
+    samples = Samples(run, Tokenizer(str(folder / "tokenizer.json")))
+    return samples.make(int(state.step), state.ema[str(run.ema[0])], writer)
 
 
 def steps_for(minutes: float, run: Run, program: Program) -> int:
@@ -224,6 +242,14 @@ def steps_for(minutes: float, run: Run, program: Program) -> int:
     batches.close()
     typical = sorted(spans[1:])[TIMED_STEPS // 2]  # the first one compiles
     return max(1, int(minutes * 60 / typical))
+
+
+def parse_fork(text: str) -> tuple[str, int, bool]:
+    """'DIR@STEP[:ema]' -> (folder, step, whether from the average)."""
+    found = re.fullmatch(r"(.+)@(\d+)(:ema)?", text)
+    if not found:
+        raise UserError(f"--fork is '{text}'; write DIR@STEP or DIR@STEP:ema.")
+    return found[1], int(found[2]), bool(found[3])
 
 
 def newest_of(checkpoints: Checkpoints, folder: str) -> int:
