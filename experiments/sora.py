@@ -89,7 +89,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         rules="dp" if smoke else "fsdp",
         save_every=4 if smoke else 1000,
         sample_every=0 if smoke else 5000,
-        prompts=(spec(Prompt, text="a red circle", frames=frames, height=height, width=width),),
+        prompts=() if smoke else (prompt,),
         knobs=knobs,
     )
 
