@@ -51,7 +51,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
             "manifest": "data/demo/manifest",
             "seed": 0,
             "steps": 8 if smoke else 2000,
-            "width": 32 if smoke else 128,
+            "width": 32 if smoke else 96,
             "learning_rate": 2e-3,
             "muon_rate": 1e-2,
             "text_drop": 0.1,
@@ -107,7 +107,7 @@ def _stage(smoke: bool, knobs: ConfigDict) -> ConfigDict:
     backbone = spec(
         DiT,
         width=width,
-        depth=2 if smoke else 6,
+        depth=2 if smoke else 4,
         heads=4,
         patch_features=3 * PATCH[0] * PATCH[1] * PATCH[2],
         positions=(spec(Rotary),),

@@ -25,7 +25,7 @@ BACKENDS: dict[str, Callable[..., Array]] = {"dense": dense.attend, "chunked": c
 BIASED = frozenset({"dense"})  # backends that take a bias
 
 # Measured by tests/benchmarks/attention.py on two CPU cores, forward and backward, five examples in
-# a row: as fast as masked dense at 128 tokens, 1.3 to 2.9 times faster at 192, 3 to 5 at 512, more
+# a row: as fast as masked dense at 128 tokens, 1.3 to 2.6 times faster at 192, 3 to 5 at 512, more
 # than 10 at 2048.
 CHUNKED_FROM = 192 * 192
 # Elsewhere dense runs until its scores, kept for the backward pass, fill this many bytes.

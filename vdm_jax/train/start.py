@@ -57,37 +57,37 @@ class Start:
         config, changed = self._settle(config)
         self._check_origin()
         run = check(config)
-        with CompileCounter() as compiled:
+        program = make_program(run)
+        if self.minutes and not self._resumes:
+            config.steps = steps_for(self.minutes, run, program)
+            run = check(config)
             program = make_program(run)
-            if self.minutes and not self._resumes:
-                config.steps = steps_for(self.minutes, run, program)
-                run = check(config)
-                program = make_program(run)
-            with (
-                Checkpoints(self.folder / "checkpoints", keep=run.keep) as checkpoints,
-                contextlib.closing(log.only_first(lambda: writers(run, self.folder))) as writer,
-            ):
-                state, position, origin = self._state(run, program, checkpoints)
-                self._write_config(config, run)
-                restored = int(state.step)
-                count = parameter_count(state.params)
-                writer.text(
-                    restored,
-                    {
-                        "restored_step": restored, "origin": origin, "changed": changed,
-                        "steps": run.steps, "parameters": count,
-                        "mesh": dict(program.mesh.shape), "versions": versions(),
-                    },
-                )  # fmt: skip
-                self._announce(run, restored, count, changed)
-                loop = Loop(
-                    run=run, program=program, checkpoints=checkpoints, writer=writer,
-                    observers=observers(run, self.folder), profile=profile,
-                    meter=Meter(console=self.console),
-                    meta={"data": run.data.fingerprint(), "origin": origin},
-                )  # fmt: skip
-                code, state = loop(state, position)
-                samples = last_samples(run, state, self.folder, writer) if code == 0 else {}
+        with (
+            CompileCounter() as compiled,
+            Checkpoints(self.folder / "checkpoints", keep=run.keep) as checkpoints,
+            contextlib.closing(log.only_first(lambda: writers(run, self.folder))) as writer,
+        ):
+            state, position, origin = self._state(run, program, checkpoints)
+            self._write_config(config, run)
+            restored = int(state.step)
+            count = parameter_count(state.params)
+            writer.text(
+                restored,
+                {
+                    "restored_step": restored, "origin": origin, "changed": changed,
+                    "steps": run.steps, "parameters": count,
+                    "mesh": dict(program.mesh.shape), "versions": versions(),
+                },
+            )  # fmt: skip
+            self._announce(run, restored, count, changed)
+            loop = Loop(
+                run=run, program=program, checkpoints=checkpoints, writer=writer,
+                observers=observers(run, self.folder), profile=profile,
+                meter=Meter(console=self.console),
+                meta={"data": run.data.fingerprint(), "origin": origin},
+            )  # fmt: skip
+            code, state = loop(state, position)
+            samples = last_samples(run, state, self.folder, writer) if code == 0 else {}
         outcome.write(self.folder, state, loop.meter, compiled.programs, samples)
         return code
 
