@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from data_pipeline.encode import write_mp4
 from tests.workbench import SMOKE, call, digest, train, vdm
@@ -68,6 +69,18 @@ def test_a_warm_start_says_what_it_took(tmp_path, manifest, trained):
     wide = ("--config.knobs.width=64", "--steps=1")
     done = vdm(*train(tmp_path / "wide", manifest, f"--init={trained}", *wide))
     assert "other shape: params/backbone/patch/kernel (96, 32) -> (96, 64)" in done.stderr
+
+
+def test_held_out_loss_is_told_apart_by_noise_size_and_source(trained):
+    found = [x for x in read_lines(trained / "metrics.jsonl") if "validation/loss" in x]
+    assert [line["step"] for line in found] == [4]
+    names = {name.removeprefix("validation/") for name in found[0] if "/" in name}
+    bins = {name for name in names if name.startswith("noise_")}
+    sizes = {name for name in names if name == "images" or name.startswith("tokens_")}
+    assert len(bins) == 5 and len(sizes) >= 2 and "source_0" in names
+    mean = np.mean([found[0][f"validation/{name}"] for name in bins])
+    assert found[0]["validation/loss"] == pytest.approx(mean, rel=1e-5)
+    assert found[0]["validation/source_0"] == pytest.approx(mean, rel=1e-5)
 
 
 def test_a_trace_is_written(tmp_path, manifest):
