@@ -25,7 +25,7 @@ def make_run(manifest, rules, mesh):
     config.knobs.manifest = str(manifest)
     config.data.rows = 8
     config.rules = rules
-    config.mesh = ONE | mesh
+    config.mesh.update(ONE | mesh)
     return build(config)
 
 
