@@ -27,6 +27,7 @@ demo: setup
 	$(PY) -m data_pipeline index $(DATA)/clips --out $(DATA)/manifest
 	$(PY) -m vdm_jax train --config=experiments/demo.py --workdir=$(RUN) --minutes=$(MINUTES)
 	$(PY) -m vdm_jax sample $(RUN) --prompts=experiments/demo_prompts.txt --frames=8 --height=24 --width=24 --out=$(RUN)/samples
+	@ls -1 $(RUN)/loss.png $(RUN)/summary.json
 
 test: setup
 	$(PY) -m pytest

@@ -89,6 +89,7 @@ class Start:
             code, state = loop(state, position)
             samples = last_samples(run, state, self.folder, writer) if code == 0 else {}
         outcome.write(self.folder, state, loop.meter, compiled.programs, samples)
+        self.console.print(f"wrote {self.workdir}/loss.png and {self.workdir}/summary.json")
         return code
 
     @property
