@@ -31,7 +31,7 @@ from vdm_jax.diffusion.times import LogitNormal, Stratified
 from vdm_jax.diffusion.weights import MinSnr
 from vdm_jax.nets.dit import DiT
 from vdm_jax.nets.modulation import Shared
-from vdm_jax.nets.positions import Rotary
+from vdm_jax.nets.positions import Rotary, Sincos
 from vdm_jax.objectives.denoise import Denoise
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import AdamW, Muon, Optimizer, WarmupCosine
@@ -113,7 +113,7 @@ def _stage(smoke: bool, knobs: ConfigDict) -> ConfigDict:
         depth=2 if smoke else 4,
         heads=4,
         patch_features=3 * PATCH[0] * PATCH[1] * PATCH[2],
-        positions=(spec(Rotary),),
+        positions=(spec(Sincos, axes="xy"), spec(Sincos, axes="t"), spec(Rotary)),
         modulation=spec(Shared),
         cross=("text",),
     )
