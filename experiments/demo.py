@@ -2,13 +2,18 @@
 
 What     a text-conditioned DiT on pixels: straight path, patches of 2 x 4 x 4, videos and images of
          any size in one row, muon and AdamW, EMA, classifier-free guidance. It predicts x0: a
-         patch has as many features as the trunk is wide, and predicting the velocity would have
-         to carry the noise of every pixel through it (tried: after 463 steps the colours were
-         right and every patch was noise of its own).
+         patch has as many features as the trunk is wide, and a velocity would have to carry the
+         noise of every pixel through it.
 Paper    none; the parts are those of `sora.py` at toy size.
 Command  make demo                                 (MINUTES=10 on 2 cores)
          python -m vdm_jax train --config=experiments/demo.py --workdir=runs/demo
 Variant  smoke: seconds on a CPU, for tests.
+Result   450 steps (3 minutes on 2 cores, 5,000 useful tokens a second, fill 0.99): held-out loss not
+         judged yet; backgrounds and tones follow the prompt. Worst visible fault: objects are loose
+         patches of the right colour, or missing; no shape can be told.
+         Tried: velocity prediction 463 steps, each patch noise of its own; x0 prediction with
+         rotary positions alone 400 steps, patches crisp, the object scattered over the frame; with
+         sines and cosines as well 450 steps, the object stays in one place.
 """
 
 from __future__ import annotations
