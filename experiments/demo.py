@@ -8,12 +8,12 @@ Paper    none; the parts are those of `sora.py` at toy size.
 Command  make demo                                 (MINUTES=10 on 2 cores)
          python -m vdm_jax train --config=experiments/demo.py --workdir=runs/demo
 Variant  smoke: seconds on a CPU, for tests.
-Result   450 steps (3 minutes on 2 cores, 5,000 useful tokens a second, fill 0.99): not judged by
-         numbers yet; backgrounds and tones follow the prompt. Worst visible fault: objects are loose
-         patches of the right colour, or missing; no shape can be told.
-         Tried: velocity prediction 463 steps, each patch noise of its own; x0 prediction with
-         rotary positions alone 400 steps, patches crisp, the object scattered over the frame; with
-         sines and cosines as well 450 steps, the object stays in one place.
+Result   450 steps in 3 minutes on 2 cores, 5,000 useful tokens a second, fill 0.99; not judged by
+         numbers yet. Backgrounds and tones follow the prompt. Worst visible fault: objects are
+         loose patches of the right colour, or missing; no shape can be told (docs/demo.png).
+         Tried: velocity prediction, 463 steps: each patch noise of its own. x0 prediction with
+         rotary positions alone, 400 steps: crisp patches, the object scattered over the frame.
+         With sines and cosines as well, 450 steps: the object, if any, stays in one place.
 """
 
 from __future__ import annotations
