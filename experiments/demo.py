@@ -76,7 +76,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         rows=2 if smoke else 4,
         seed=knobs.get_ref("seed"),
         size=spec(Native),
-        holdout=0.1,
+        holdout=0.3 if smoke else 0.1,
         block=64 if smoke else 4096,
     )
     # Matrices inside the blocks are muon's; embeddings, the head and vectors are Adam's.
