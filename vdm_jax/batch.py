@@ -19,7 +19,7 @@ Tokens are in raster order, t-major; a flattened patch is (pt, ph, pw, c) with c
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,6 @@ from vdm_jax.types import ExampleKeys
 
 Reduction = Literal["mean", "var"] | float
 AnyArray = Array | np.ndarray
-Batch = TypeVar("Batch", "Frames", "Packed")
 
 
 @struct.dataclass

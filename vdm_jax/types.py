@@ -11,15 +11,11 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Float, Key
 
 Video = Float[Array, "b f h w c"]
-TokenArray = Float[Array, "b n d"]
 PerExample = Float[Array, "b e k"]
 ExampleKeys = Key[Array, "b e"]
-ExampleIds = UInt32[Array, "b e 2"]
-Segments = Int[Array, "b n"]
-Mask = Bool[Array, "..."]
 Params = Mapping[str, Any]
 Metrics = dict[str, Array]
 
