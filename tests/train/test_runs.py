@@ -114,8 +114,8 @@ def test_a_clip_that_went_bad_keeps_its_slot(tmp_path):
     manifest = index(folder, tmp_path / "manifest")
     (folder / "04.mp4").write_bytes((folder / "04.mp4").read_bytes()[:-40])
     workdir = tmp_path / "run"
-    words = (SMOKE, f"--config.knobs.manifest={manifest}", "--config.validate_every=0")
-    vdm("train", *words, f"--workdir={workdir}", "--steps=4")
+    still = ("--config.data.holdout=0.0", "--config.validate_every=0")
+    vdm(*train(workdir, manifest, "--steps=4", *still))
     bad = [line["bad_clip"] for line in read_lines(workdir / "metrics.jsonl") if "bad_clip" in line]
     assert bad and all("04" in line for line in bad)
 
@@ -125,8 +125,7 @@ def test_nothing_but_bad_clips_ends_the_run_with_3(tmp_path):
     manifest = index(folder, tmp_path / "manifest")
     for path in folder.glob("*.mp4"):
         path.write_bytes(path.read_bytes()[:-40])
-    words = (SMOKE, f"--config.knobs.manifest={manifest}", "--config.validate_every=0")
-    done = call("train", *words, f"--workdir={tmp_path / 'run'}", "--steps=200")
+    done = call(*train(tmp_path / "run", manifest, "--steps=200", "--config.validate_every=0"))
     assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
     assert "changed" in done.stderr
 
