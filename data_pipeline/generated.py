@@ -40,7 +40,7 @@ MOTIONS = {
     "moving down": (0, 1, 0), "growing": (0, 0, 1), "shrinking": (0, 0, -1),
     "staying still": (0, 0, 0),
 }  # fmt: skip
-PATTERNS = ("plain", "gradient", "stripes", "checks", "noise")
+PATTERNS = ("plain", "gradient", "stripes", "checks")
 TONES = {"dark": (20, 75), "light": (180, 235)}
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -51,10 +51,6 @@ def circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.maximum(abs(x), abs(y)) - 0.85
-
-
-def diamond(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (abs(x) + abs(y) - 1.1) / math.sqrt(2)
 
 
 def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -70,14 +66,8 @@ def cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.maximum(long - 1, short - 0.33)
 
 
-def star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    angle = np.mod(np.arctan2(x, -y) + math.pi / 5, 2 * math.pi / 5) - math.pi / 5
-    return np.hypot(x, y) * np.cos(2 * math.pi / 5 - abs(angle)) - 0.4
-
-
 SHAPES: dict[str, Distance] = {
     "circle": circle, "square": square, "triangle": triangle, "ring": ring, "cross": cross,
-    "star": star, "diamond": diamond,
 }  # fmt: skip
 
 
@@ -127,9 +117,9 @@ def scene(seed: int, index: int) -> Scene:
         motion="" if still else choose("motion", MOTIONS),
         pattern=choose("pattern", PATTERNS),
         tone=choose("tone", TONES),
-        frames=1 if still else choose("frames", range(4, 17)),
-        height=choose("height", range(16, 33, 4)),
-        width=choose("width", range(16, 33, 4)),
+        frames=1 if still else choose("frames", range(4, 13)),
+        height=choose("height", range(16, 25, 4)),
+        width=choose("width", range(16, 25, 4)),
         fps=0 if still else choose("fps", range(6, 13)),
     )
 
@@ -141,7 +131,7 @@ def render(one: Scene, seed: int) -> np.ndarray:
     y, x = np.mgrid[: one.height, : one.width] + 0.5
     dx, dy, swell = MOTIONS.get(one.motion, (0, 0, 0))
     small = min(one.height, one.width)
-    radius = small * (0.2 + 0.08 * say("radius"))
+    radius = small * (0.28 + 0.06 * say("radius"))
     # A path that stays inside: a little less than what is left on both sides of the shape.
     reach = np.array([one.width, one.height]) / 2 - radius
     middle = np.array([one.width, one.height]) / 2
@@ -171,11 +161,8 @@ def _background(one: Scene, seed: int) -> np.ndarray:
         mix = (along - along.min()) / np.ptp(along)
     elif one.pattern == "stripes":
         mix = np.clip(0.5 + period / 4 * np.sin(2 * math.pi * along / period), 0, 1)
-    elif one.pattern == "checks":
-        mix = (x // (period / 2) + y // (period / 2)) % 2
     else:
-        places = np.arange(x.size, dtype=np.uint64) + np.uint64(one.index << 20)
-        mix = keys.uniform(seed, "generated/noise", places).reshape(x.shape)
+        mix = (x // (period / 2) + y // (period / 2)) % 2
     tint = np.array([say("tint red"), say("tint green"), say("tint blue")]) * 30 - 15
     return np.clip(low + (high - low) * mix[..., None] + tint, 0, 255)
 

@@ -11,7 +11,7 @@ from vdm_jax.denoiser import QuarterLogSigma, ScaledTime, TableIndex
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedule import FromBetas, Straight
 from vdm_jax.nets.encoders import TextEmbedding
-from vdm_jax.signals import PackedText, Signal, Sinusoid, draw_dropped, drop_all
+from vdm_jax.signals import PackedText, PooledText, Signal, Sinusoid, draw_dropped, drop_all
 from vdm_jax.train.feed import to_carrier
 
 ONE = example(1, (2, 2, 2), (5, 6, 7))
@@ -55,6 +55,25 @@ def test_a_dropped_text_is_what_an_empty_prompt_is():
     assert kept.sum() == 1
     np.testing.assert_allclose(dropped.x[0, kept], empty.x[0, :1], atol=1e-6)
     np.testing.assert_allclose(dropped.x[0, 3:5], empty.x[0, 1:3], atol=1e-6)
+
+
+def pooled(rows, dropped=None):
+    encoder = TextEmbedding(vocab=16, width=8, max_length=4, depth=1, heads=2)
+    module = PooledText(encoder=encoder, max_length=4, width=6)
+    batch, raw = carrier(rows)
+    hidden = jnp.zeros_like(batch.examples.valid) if dropped is None else jnp.asarray(dropped)
+    params = module.init(jax.random.key(0), raw["text"], batch, hidden)
+    return module.apply(params, raw["text"], batch, hidden)
+
+
+def test_a_pooled_text_is_its_own_alone():
+    both = pooled([[ONE, TWO]])
+    assert both.shape == (1, 3, 6)
+    for index, alone in enumerate([ONE, TWO]):
+        np.testing.assert_allclose(both[0, index], pooled([[alone]])[0, 0], atol=1e-6)
+    assert np.abs(both[0, 0] - both[0, 1]).max() > 1e-4
+    dropped, empty = pooled([[ONE, TWO]], [[True, False, False]]), pooled([[EMPTY, TWO]])
+    np.testing.assert_allclose(dropped[0, :2], empty[0, :2], atol=1e-6)
 
 
 def test_text_beyond_the_encoder_is_cut():

@@ -10,16 +10,17 @@ sampling with an empty prompt sees.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from vdm_jax.axes import EMBED
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.cond import Cond, Text, Tokens
+from vdm_jax.nets.layers import SMALL, dense
 from vdm_jax.types import Count, Fraction, Positive
 
 NULL_TOKEN = 0
@@ -90,25 +91,60 @@ class PackedText(nn.Module):
     max_length: Count
 
     def __call__(self, text: Text, batch: Frames | Packed, dropped: Bool[Array, "b e"]) -> Tokens:
+        sentences = unpack_text(text, dropped, self.max_length)
         b, e = dropped.shape
-        hidden = batch_lookup(dropped, text.segment)
-        first = text.position == 0
-        ids = jnp.where(hidden, NULL_TOKEN, text.ids)
-        segment = jnp.where(hidden & ~first, 0, text.segment)
+        out = self.encoder(sentences.ids, sentences.mask).reshape(b, e, self.max_length, -1)
+        inside = (sentences.segment > 0) & (text.position < self.max_length)
+        rows = jnp.broadcast_to(jnp.arange(b)[:, None], text.ids.shape)
+        place = jnp.minimum(text.position, self.max_length - 1)
+        x = out[rows, jnp.maximum(sentences.segment - 1, 0), place]
+        segment = jnp.where(inside, sentences.segment, 0)
+        return Tokens(x=jnp.where(inside[..., None], x, 0), segment=segment)
 
-        # Line 0 of each row collects the padding and is thrown away.
-        rows = jnp.broadcast_to(jnp.arange(b)[:, None], ids.shape)
-        lines = jnp.zeros((b, e + 1, self.max_length), ids.dtype)
-        lines = lines.at[rows, segment, text.position].set(ids, mode="drop")[:, 1:]
-        mask = jnp.zeros((b, e + 1, self.max_length), bool)
-        mask = mask.at[rows, segment, text.position].set(True, mode="drop")[:, 1:]
 
-        length = self.max_length
-        out = self.encoder(lines.reshape(b * e, length), mask.reshape(b * e, length))
-        out = out.reshape(b, e, length, -1)
-        inside = (segment > 0) & (text.position < length)
-        x = out[rows, jnp.maximum(segment - 1, 0), jnp.minimum(text.position, length - 1)]
-        return Tokens(x=jnp.where(inside[..., None], x, 0), segment=jnp.where(inside, segment, 0))
+class PooledText(nn.Module):
+    """`Text` -> one vector per example: the encoder's outputs averaged, then two linear layers.
+
+    What a whole sentence says reaches every token at once, through the modulation, before attention
+    has learnt to look anything up (Saharia et al. 2022, section 2.4; Esser et al. 2024, section 4).
+    """
+
+    encoder: nn.Module
+    max_length: Count
+    width: Count
+
+    @nn.compact
+    def __call__(self, text: Text, batch: Frames | Packed, dropped: Bool[Array, "b e"]) -> Array:
+        sentences = unpack_text(text, dropped, self.max_length)
+        out = self.encoder(sentences.ids, sentences.mask)
+        count = jnp.maximum(sentences.mask.sum(-1, keepdims=True), 1)
+        pooled = (out.sum(1) / count).reshape(*dropped.shape, -1)  # outputs are 0 beyond the mask
+        pooled = nn.silu(dense(self.width, (None, EMBED), name="in")(pooled))
+        return dense(self.width, (None, EMBED), name="out", init=SMALL)(pooled)
+
+
+class Sentences(NamedTuple):
+    """One line per example, as an encoder wants it; `segment` leaves hidden texts out."""
+
+    ids: Int[Array, "be l"]
+    mask: Bool[Array, "be l"]
+    segment: Int[Array, "b n"]
+
+
+def unpack_text(text: Text, dropped: Bool[Array, "b e"], length: int) -> Sentences:
+    """Packed ids -> one line of `length` per example; a hidden text is the null token alone."""
+    b, e = dropped.shape
+    hidden = batch_lookup(dropped, text.segment)
+    ids = jnp.where(hidden, NULL_TOKEN, text.ids)
+    segment = jnp.where(hidden & (text.position > 0), 0, text.segment)
+
+    # Line 0 of each row collects the padding and is thrown away.
+    rows = jnp.broadcast_to(jnp.arange(b)[:, None], ids.shape)
+    lines = jnp.zeros((b, e + 1, length), ids.dtype)
+    lines = lines.at[rows, segment, text.position].set(ids, mode="drop")[:, 1:]
+    mask = jnp.zeros((b, e + 1, length), bool)
+    mask = mask.at[rows, segment, text.position].set(True, mode="drop")[:, 1:]
+    return Sentences(lines.reshape(b * e, length), mask.reshape(b * e, length), segment)
 
 
 class Sinusoid(nn.Module):

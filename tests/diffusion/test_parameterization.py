@@ -132,6 +132,14 @@ def test_published_table_of_min_snr():
         np.testing.assert_allclose(law(at, HUBS[name], PROCESS), want, rtol=1e-4)
 
 
+def test_a_floor_keeps_x0_in_the_loss_where_noise_hides_it():
+    at = levels("vp")
+    law = weights.MinSnr(gamma=5.0, floor=1.0)
+    want = np.clip(np.exp(np.asarray(at.logsnr)), 1.0, 5.0)
+    np.testing.assert_allclose(law(at, HUBS["x0"], PROCESS), want, rtol=1e-4)
+    assert want.min() == 1.0 and want.max() == 5.0
+
+
 def test_edm_weight_makes_its_own_target_plain():
     at = levels("ve")
     np.testing.assert_allclose(weights.EdmWeight()(at, HUBS["edm"], PROCESS), 1, rtol=1e-4)

@@ -72,6 +72,12 @@ def test_every_parameter_must_match_a_rule():
         Optimizer(rules=(("kernel", AdamW(learning_rate=1.0)),)).transform().init(PARAMS)
 
 
+def test_every_rule_must_decide_a_parameter():
+    idle = (("trunk/units/", AdamW(learning_rate=1.0)), *RULES)
+    with pytest.raises(UserError, match=r"rule 0 \('trunk/units/'\) decides no parameter"):
+        Optimizer(rules=idle).transform().init(PARAMS)
+
+
 def test_muon_refuses_vectors():
     with pytest.raises(UserError, match="matrices"):
         Optimizer(rules=((".*", Muon(learning_rate=1.0)),)).transform().init(PARAMS)

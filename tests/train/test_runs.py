@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.encode import write_mp4
-from tests.workbench import SMOKE, call, digest, train, vdm
+from tests.workbench import call, digest, train, vdm
 from vdm_jax.train.log import read_lines
 
 

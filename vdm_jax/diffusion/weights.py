@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from vdm_jax.diffusion.parameterization import Parameterization
 from vdm_jax.diffusion.process import Level, Process
-from vdm_jax.types import Finite, Positive
+from vdm_jax.types import Finite, NonNegative, Positive
 
 _LIMIT = 30.0
 _EDGE = 1e-4
@@ -66,12 +66,17 @@ class Snr:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MinSnr:
-    """min(snr, gamma) on x0 (Hang et al. 2023, equation 7)."""
+    """min(snr, gamma) on x0 (Hang et al. 2023, equation 7), and never below `floor`.
+
+    A floor of 1 keeps the error of x0 in the loss where noise hides nearly everything: there the
+    layout of a video is decided, and snr alone would count it for nothing.
+    """
 
     gamma: Positive = 5.0
+    floor: NonNegative = 0.0
 
     def __call__(self, at, parameterization, process):
-        weight = jnp.minimum(jnp.exp(_logsnr(at)), self.gamma)
+        weight = jnp.clip(jnp.exp(_logsnr(at)), self.floor, self.gamma)
         return from_x0_weight(weight, at, parameterization)
 
 

@@ -120,9 +120,11 @@ class Optimizer:
         """A tree like `params` with the index of the rule each parameter falls under.
 
         Raises:
-          UserError: parameters that no pattern matches, or a matrix rule on what is no matrix.
+          UserError: parameters that no pattern matches, a rule that decides no parameter, or a
+            matrix rule on what is no matrix.
         """
         lost: list[str] = []
+        used: set[int] = set()
 
         def label(path, leaf):
             name = path_name(path)
@@ -133,6 +135,7 @@ class Optimizer:
                             f"optimizer rule {index} ('{pattern}') sends {name} of shape "
                             f"{leaf.shape} to Muon, which updates matrices; narrow the pattern."
                         )
+                    used.add(index)
                     return str(index)
             lost.append(name)
             return "lost"
@@ -142,6 +145,12 @@ class Optimizer:
             raise UserError(
                 f"no optimizer rule matches {', '.join(sorted(lost)[:5])}; "
                 "end config.optimizer.rules with a rule whose pattern is '.*'."
+            )
+        idle = [index for index in range(len(self.rules)) if index not in used]
+        if idle:
+            raise UserError(
+                f"optimizer rule {idle[0]} ('{self.rules[idle[0]][0]}') decides no parameter: its "
+                "pattern matches none, or earlier rules take them all; mend it or leave it out."
             )
         return labels
 
