@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from vdm_jax.config import UserError
 from vdm_jax.diffusion.sample import Sampler
 from vdm_jax.pipeline import Pipeline, Request
 
-CELL = 96  # pixels of one video on the sheet, at least
-CAPTION = 12
+CELL = 160  # pixels of one video's longer side on the sheet
+LINE, LINES, LETTERS = 11, 3, 28  # of a caption above it: pixels a line, lines, letters a line
+CAPTION = LINE * LINES + 2
 
 
 def write_all(
@@ -99,7 +101,9 @@ def write_sheet(path: Path, videos: Sequence[tuple[str, np.ndarray]], most: int 
             scale = CELL / max(picture.size)
             size = [max(1, round(edge * scale)) for edge in picture.size]
             page.paste(picture.resize(size, Image.Resampling.NEAREST), (left, top + CAPTION))
-            pen.text((left + 1, top), prompt[:18], fill="black", font_size=9)
+            said = textwrap.wrap(prompt, LETTERS, max_lines=LINES, placeholder=" ...")
+            for line, words in enumerate(said):
+                pen.text((left + 1, top + line * LINE), words, fill="black", font_size=9)
         frames.append(page)
     frames[0].save(
         path, save_all=True, append_images=frames[1:], duration=125, loop=0, lossless=True

@@ -77,11 +77,10 @@ def draw(
     path: Path, losses: Sequence[tuple[int, float]], samples: Sequence[tuple[str, np.ndarray]]
 ) -> None:
     """The loss, and below it some frames of each sample (prompt, uint8 t h w c) in a row."""
-    columns = 6
     rows = len(samples)
-    figure = plt.figure(figsize=(8, 3 + 1.3 * rows), layout="constrained")
-    grid = figure.add_gridspec(1 + rows, columns, height_ratios=[3] + [1.3] * rows)
-    axes = figure.add_subplot(grid[0, :])
+    figure = plt.figure(figsize=(8, 3 + 1.6 * rows), layout="constrained")
+    grid = figure.add_gridspec(1 + rows, 1, height_ratios=[3] + [1.6] * rows)
+    axes = figure.add_subplot(grid[0])
     if losses:
         steps, values = np.array(losses).T
         window = max(1, len(values) // 50)
@@ -92,12 +91,16 @@ def draw(
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     for row, (prompt, video) in enumerate(samples):
-        times = np.linspace(0, len(video) - 1, min(columns, len(video))).round().astype(int)
-        for column, time in enumerate(times):
-            cell = figure.add_subplot(grid[1 + row, column])
-            cell.imshow(video[time], interpolation="nearest")
-            cell.set_axis_off()
-            if column == 0:
-                cell.set_title(prompt, fontsize=7, loc="left")
+        cell = figure.add_subplot(grid[1 + row])
+        cell.imshow(_strip(video), interpolation="nearest")
+        cell.set_axis_off()
+        cell.set_title(prompt, fontsize=8, loc="left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _strip(video: np.ndarray, most: int = 6) -> np.ndarray:
+    """Up to `most` frames of a video, evenly in time, side by side with white between them."""
+    times = np.linspace(0, len(video) - 1, min(most, len(video))).round().astype(int)
+    spaced = np.pad(video[times], ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
+    return np.concatenate(list(spaced), axis=1)
