@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import demo
+from experiments import demo, sora
 from vdm_jax.config import build
 from vdm_jax.parallel.rules import TABLES
 from vdm_jax.train.feed import to_device
@@ -77,6 +77,20 @@ def test_sharded_equals_single(rules, manifest, batches, single):
     assert "all-reduce" in text
     if rules != "dp":
         assert "all-gather" in text
+
+
+def test_no_large_parameter_stays_whole():
+    """Of the full-size flagship, shapes alone: text kernels that few think of, too."""
+    config = sora.get_config()
+    config.rules = "fsdp"
+    config.mesh.update(ONE | {"fsdp": 8})
+    state = make_program(build(config)).abstract
+    whole = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.opt, state.ema))
+        if leaf.size > 2**20 and leaf.sharding.shard_shape(leaf.shape) == leaf.shape
+    ]
+    assert not whole
 
 
 def test_no_large_constant(manifest, batches):

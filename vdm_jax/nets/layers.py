@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
-from vdm_jax.axes import CONDITION, EMBED, MLP, ROW, TOKEN
+from vdm_jax.axes import EMBED, MLP, ROW, TOKEN
 from vdm_jax.types import Count, Positive
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -164,9 +164,9 @@ class TimeEmbedding(nn.Module):
     ) -> Float[Array, "b e k d"]:
         x = sinusoid(time, self.frequencies)
         if early is not None:
-            early = dense(self.frequencies, (CONDITION, None), name="early", init=ZERO, bias=False)(
+            early = dense(self.frequencies, (None, None), name="early", init=ZERO, bias=False)(
                 early.astype(jnp.float32)
             )
             x = x + early[:, :, None]
         x = dense(self.width, (None, EMBED), name="in", init=SMALL)(x)
-        return dense(self.width, (CONDITION, EMBED), name="out", init=SMALL)(nn.silu(x))
+        return dense(self.width, (None, EMBED), name="out", init=SMALL)(nn.silu(x))

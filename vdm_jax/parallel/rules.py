@@ -25,7 +25,7 @@ Rules = tuple[tuple[str, MeshAxes], ...]
 
 ROWS: dict[str, MeshAxes] = {axes.ROW: ("data", "fsdp")}
 TOKENS: dict[str, MeshAxes] = {axes.TOKEN: "seq"}
-STREAM: dict[str, MeshAxes] = {axes.EMBED: "fsdp"}
+STREAM: dict[str, MeshAxes] = {axes.EMBED: "fsdp", axes.CONDITION: "fsdp"}
 UNITS: dict[str, MeshAxes] = {
     axes.MLP: "tensor",
     axes.HEADS: "tensor",
