@@ -1,5 +1,7 @@
 """Law 8: sharded equals single for every rule set, and really shards; no constant over 1 MiB."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -77,6 +79,23 @@ def test_sharded_equals_single(rules, manifest, batches, single):
     assert "all-reduce" in text
     if rules != "dp":
         assert "all-gather" in text
+
+
+def test_rows_need_only_divide_where_rows_are_divided(manifest):
+    run = make_run(manifest, "fsdp_tp", {"fsdp": 4, "tensor": 2})
+
+    def found(**data):
+        return dataclasses.replace(run, data=dataclasses.replace(run.data, **data)).problems(8)
+
+    assert found(rows=4) == []
+    (rows,) = found(rows=2)
+    assert "rows is 2" in rows and "4 devices" in rows
+    run = make_run(manifest, "fsdp_seq", {"fsdp": 4, "seq": 2})
+    (tokens,) = found(tokens=255)
+    assert "tokens is 255" in tokens and "seq" in tokens
+    run = make_run(manifest, "dp", {"data": 3})
+    (mesh,) = found(rows=3)
+    assert "does not fit 8 devices" in mesh
 
 
 def test_no_large_parameter_stays_whole():

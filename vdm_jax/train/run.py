@@ -10,7 +10,9 @@ import numpy as np
 
 from data_pipeline import rows
 from data_pipeline.loaders import PackedVideo
+from vdm_jax.config import UserError
 from vdm_jax.objectives.denoise import Objective
+from vdm_jax.parallel.mesh import sizes_of
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import Optimizer
 from vdm_jax.types import Count, Natural
@@ -65,7 +67,17 @@ class Run:
     def problems(self, devices: int) -> list[str]:
         """Everything wrong with this run on so many devices, one sentence each."""
         found = self.stage.problems()
-        found += self.data.problems(devices=devices, microbatches=self.microbatches)
+        try:
+            data, fsdp, seq, _ = sizes_of(self.mesh, devices)
+        except UserError as error:
+            found.append(str(error))
+            data = fsdp = seq = 1
+        found += self.data.problems(devices=data * fsdp, microbatches=self.microbatches)
+        if self.data.tokens % seq:
+            found.append(
+                f"data.tokens is {self.data.tokens}, which mesh axis seq of {seq} devices does not "
+                f"divide; take a multiple of {seq}."
+            )
         if tuple(self.data.patch) != tuple(self.stage.patch):
             found.append(f"data.patch is {self.data.patch}, stage.patch is {self.stage.patch}.")
         found += self._vocabulary_problems() if not found else []
