@@ -24,13 +24,16 @@ def carrier(rows, segments=3):
     return to_carrier(jax.tree.map(jnp.asarray, arrays), Pixels(), (1, 2, 2))
 
 
-def text_module(depth=1):
-    encoder = TextEmbedding(vocab=16, width=8, max_length=4, depth=depth, heads=2)
-    return PackedText(encoder=encoder, max_length=4)
+def encoder():
+    return TextEmbedding(vocab=16, width=8, max_length=4, depth=1, heads=2)
 
 
-def apply(rows, dropped=None):
-    module = text_module()
+def text_module():
+    return PackedText(encoder=encoder(), max_length=4)
+
+
+def apply(rows, dropped=None, module=None):
+    module = module or text_module()
     batch, raw = carrier(rows)
     hidden = jnp.zeros_like(batch.examples.valid) if dropped is None else jnp.asarray(dropped)
     params = module.init(jax.random.key(0), raw["text"], batch, hidden)
@@ -58,12 +61,7 @@ def test_a_dropped_text_is_what_an_empty_prompt_is():
 
 
 def pooled(rows, dropped=None):
-    encoder = TextEmbedding(vocab=16, width=8, max_length=4, depth=1, heads=2)
-    module = PooledText(encoder=encoder, max_length=4, width=6)
-    batch, raw = carrier(rows)
-    hidden = jnp.zeros_like(batch.examples.valid) if dropped is None else jnp.asarray(dropped)
-    params = module.init(jax.random.key(0), raw["text"], batch, hidden)
-    return module.apply(params, raw["text"], batch, hidden)
+    return apply(rows, dropped, PooledText(encoder=encoder(), max_length=4, width=6))
 
 
 def test_a_pooled_text_is_its_own_alone():
