@@ -58,7 +58,7 @@ def first(data, count=1, **how):
         ({"max_bad": float("inf")}, ("max_bad", "inf")),
         ({"patch": (2, 4)}, ("patch", "(2, 4)")),
         ({"patch": (2, 4, 0)}, ("patch",)),
-        ({"patch": (2, 64, 4)}, ("patch", "height", "32")),
+        ({"patch": (2, 64, 4)}, ("patch", "height", "24")),
         ({"patch": (99, 4, 4)}, ("patch", "frames")),
         ({"size": Area(low=0, high=5)}, ("area", "0")),
         ({"size": Area(low=9, high=5)}, ("9", "5")),

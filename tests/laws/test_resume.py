@@ -48,6 +48,7 @@ def test_resume_equals_straight(tmp_path, manifest, straight):
     assert restored(workdir) == [0, 5]
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(tmp_path, manifest, straight):
     workdir = tmp_path / "run"
     vdm(*train(workdir, manifest, f"--steps={STEPS}", "--config.seed=1"))

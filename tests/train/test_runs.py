@@ -53,6 +53,7 @@ def test_a_fork_goes_on_as_its_origin_did(tmp_path, manifest, trained):
     assert line["origin"] == {"fork": str(trained), "step": 3, "weights": "params"}
 
 
+@pytest.mark.slow
 def test_a_fork_of_the_average(tmp_path, manifest, trained):
     fork = tmp_path / "fork"
     vdm(*train(fork, manifest, f"--fork={trained}@3:ema", "--steps=6"))
@@ -66,6 +67,10 @@ def test_a_warm_start_says_what_it_took(tmp_path, manifest, trained):
     count = taken.split()[1]
     assert taken == f"taken: {count} of {count} parameters" and int(count) > 20
     assert start_line(tmp_path / "same")["origin"] == {"init": str(trained), "step": 6}
+
+
+@pytest.mark.slow
+def test_a_warm_start_of_another_width_says_what_it_left(tmp_path, manifest, trained):
     wide = ("--config.knobs.width=64", "--steps=1")
     done = vdm(*train(tmp_path / "wide", manifest, f"--init={trained}", *wide))
     assert "other shape: params/backbone/patch/kernel (96, 32) -> (96, 64)" in done.stderr
@@ -89,6 +94,7 @@ def test_a_trace_is_written(tmp_path, manifest):
     assert list((workdir / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_minutes_are_turned_into_steps_once(tmp_path, manifest):
     workdir = tmp_path / "run"
     words = train(workdir, manifest, "--minutes=0.02", "--config.validate_every=0")
@@ -120,6 +126,7 @@ def test_a_clip_that_went_bad_keeps_its_slot(tmp_path):
     assert bad and all("04" in line for line in bad)
 
 
+@pytest.mark.slow
 def test_nothing_but_bad_clips_ends_the_run_with_3(tmp_path):
     folder = films(tmp_path / "films", count=6)
     manifest = index(folder, tmp_path / "manifest")
