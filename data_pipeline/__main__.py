@@ -38,7 +38,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         return index(args.source, args.out, threads=args.threads)
     from data_pipeline.generated import generate
 
-    return generate(args.directory, args.clips, args.seed)
+    return generate(
+        args.directory, args.clips, args.seed, holdout=args.holdout, unseen=args.unseen
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("directory", help="the folder to write to")
     make.add_argument("--clips", type=_count, required=True)
     make.add_argument("--seed", type=_natural, default=0)
+    make.add_argument("--holdout", type=_natural, help="the draw of what is never shown")
+    make.add_argument("--unseen", action="store_true", help="show only what --holdout holds out")
     for verb in (index, make):
         verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser

@@ -3,14 +3,20 @@
     a red circle moving left over dark stripes            name.mp4, name.txt, name.json
     a photo of a blue star over a plain light background  name.png, ...
 
-Every choice is a pure function of (seed, index): clip i does not depend on how many are made. The
-attributes lie beside each file as JSON. Shapes are drawn from signed distances d in pixels and
-cover a pixel by clip(1/2 - d, 0, 1), so that edges are smooth and slow motion is visible.
+Every choice is a pure function of (seed, index, held-out combinations): clip i does not depend on
+how many are made. The attributes lie beside each file as JSON. Shapes are drawn from signed
+distances d in pixels and cover a pixel by clip(1/2 - d, 0, 1), so that edges are smooth and slow
+motion is visible.
+
+Combinations of shape, colour and motion can be held out, `holdout` being the draw that chooses
+them: the others are what a model is trained on, these what it is examined on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 import math
 import os
@@ -30,6 +36,7 @@ from data_pipeline.encode import write_mp4
 from data_pipeline.errors import DataError
 
 STILL_SHARE = 0.2
+HELD_OUT_SHARE = 0.15  # of all combinations of shape, colour and motion
 COLOURS = {
     "red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 230),
     "yellow": (240, 220, 40), "orange": (245, 140, 30), "purple": (150, 60, 200),
@@ -40,7 +47,13 @@ MOTIONS = {
     "moving down": (0, 1, 0), "growing": (0, 0, 1), "shrinking": (0, 0, -1),
     "staying still": (0, 0, 0),
 }  # fmt: skip
+STILL = ""  # the motion of an image
+SIDES = (16, 24, 32)
+RADIUS = (0.22, 0.30)  # of the shorter side
+TRAVEL = 0.9  # of the way that is left on both sides of a shape
+SWELL = 0.4  # of its radius, either way
 PATTERNS = ("plain", "gradient", "stripes", "checks")
+REQUESTS = "requests.jsonl"
 TONES = {"dark": (20, 75), "light": (180, 235)}
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -92,7 +105,8 @@ class Scene:
             "plain": f"a plain {self.tone} background",
             "gradient": f"a {self.tone} gradient",
         }.get(self.pattern, f"{self.tone} {self.pattern}")
-        thing = f"a {self.colour} {self.shape}"
+        article = "an" if self.colour[0] in "aeiou" else "a"
+        thing = f"{article} {self.colour} {self.shape}"
         moving = f"{thing} {self.motion}" if self.motion else f"a photo of {thing}"
         return f"{moving} over {over}"
 
@@ -102,24 +116,40 @@ def draw(seed: int, index: int, purpose: str) -> float:
     return float(keys.uniform(seed, f"generated/{purpose}", np.array([index]))[0])
 
 
-def scene(seed: int, index: int) -> Scene:
-    """What clip `index` shows."""
+Combination = tuple[str, str, str]  # shape, colour, motion
+
+
+@functools.cache
+def combinations(holdout: int | None, unseen: bool) -> tuple[Combination, ...]:
+    """Those held out by the draw `holdout`, or the others; all, or none, where it is None."""
+    every = list(itertools.product(SHAPES, COLOURS, (*MOTIONS, STILL)))
+    if holdout is None:
+        return () if unseen else tuple(every)
+    chance = keys.uniform(holdout, "generated/holdout", np.arange(len(every)))
+    out = set(np.argsort(chance, kind="stable")[: round(HELD_OUT_SHARE * len(every))].tolist())
+    return tuple(one for i, one in enumerate(every) if (i in out) == unseen)
+
+
+def scene(seed: int, index: int, *, holdout: int | None = None, unseen: bool = False) -> Scene:
+    """What clip `index` shows; with `unseen` a combination that is held out, else another."""
 
     def choose(purpose: str, options):
         options = list(options)
         return options[int(draw(seed, index, purpose) * len(options))]
 
     still = draw(seed, index, "still") < STILL_SHARE
+    allowed = [one for one in combinations(holdout, unseen) if (one[2] == STILL) == still]
+    shape, colour, motion = choose("combination", allowed)
     return Scene(
         index=index,
-        shape=choose("shape", SHAPES),
-        colour=choose("colour", COLOURS),
-        motion="" if still else choose("motion", MOTIONS),
+        shape=shape,
+        colour=colour,
+        motion=motion,
         pattern=choose("pattern", PATTERNS),
         tone=choose("tone", TONES),
         frames=1 if still else choose("frames", range(4, 13)),
-        height=choose("height", range(16, 25, 4)),
-        width=choose("width", range(16, 25, 4)),
+        height=choose("height", SIDES),
+        width=choose("width", SIDES),
         fps=0 if still else choose("fps", range(6, 13)),
     )
 
@@ -131,7 +161,7 @@ def render(one: Scene, seed: int) -> np.ndarray:
     y, x = np.mgrid[: one.height, : one.width] + 0.5
     dx, dy, swell = MOTIONS.get(one.motion, (0, 0, 0))
     small = min(one.height, one.width)
-    radius = small * (0.28 + 0.06 * say("radius"))
+    radius = small * (RADIUS[0] + (RADIUS[1] - RADIUS[0]) * say("radius"))
     # A path that stays inside: a little less than what is left on both sides of the shape.
     reach = np.array([one.width, one.height]) / 2 - radius
     middle = np.array([one.width, one.height]) / 2
@@ -139,8 +169,8 @@ def render(one: Scene, seed: int) -> np.ndarray:
     colour = np.array(COLOURS[one.colour], np.float64)
     video = np.empty((one.frames, one.height, one.width, 3), np.uint8)
     for frame, along in enumerate(np.linspace(-1, 1, one.frames) if one.frames > 1 else [0.0]):
-        centre = middle + aside + 0.8 * along * reach * np.array([dx, dy])
-        size = radius * (1 + 0.4 * swell * along)
+        centre = middle + aside + TRAVEL * along * reach * np.array([dx, dy])
+        size = radius * (1 + SWELL * swell * along)
         distance = SHAPES[one.shape]((x - centre[0]) / size, (y - centre[1]) / size) * size
         cover = np.clip(0.5 - distance, 0, 1)[..., None]
         video[frame] = np.rint(behind * (1 - cover) + colour * cover)
@@ -167,29 +197,54 @@ def _background(one: Scene, seed: int) -> np.ndarray:
     return np.clip(low + (high - low) * mix[..., None] + tint, 0, 255)
 
 
-def generate(directory: str, clips: int, seed: int) -> dict[str, Any]:
+def generate(
+    directory: str, clips: int, seed: int, *, holdout: int | None = None, unseen: bool = False
+) -> dict[str, Any]:
     """Write `clips` clips with captions and attributes into a folder.
+
+    `unseen` clips show what `holdout` holds out, and come with `requests.jsonl`: what to ask of a
+    model so that it makes a clip of the same kind and size, a line each, seeds counted from 0.
 
     Returns: `directory`, `clips`, `videos`, `images`.
 
     Raises:
-      DataError: code 6, the folder cannot be written.
+      DataError: code 2, `unseen` without `holdout`; code 6, the folder cannot be written.
     """
+    if unseen and holdout is None:
+        raise DataError("--unseen needs --holdout, the draw that says what is held out.", code=2)
     folder = Path(directory)
+    make = partial(write, folder, seed, holdout=holdout, unseen=unseen)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            made = pool.map(partial(write, folder, seed), range(clips))
-            shown = track(made, "drawing", clips, console=Console(stderr=True), transient=True)
-            images = sum(one.frames == 1 for one in shown)
+            shown = track(
+                pool.map(make, range(clips)),
+                "drawing",
+                clips,
+                console=Console(stderr=True),
+                transient=True,
+            )
+            made = list(shown)
+        if unseen:
+            lines = [json.dumps(request(one)) + "\n" for one in made]
+            (folder / REQUESTS).write_text("".join(lines))
     except OSError as error:
         raise DataError(f"cannot write clips to '{directory}' ({error}).", code=6) from None
+    images = sum(one.frames == 1 for one in made)
     return {"directory": directory, "clips": clips, "videos": clips - images, "images": images}
 
 
-def write(folder: Path, seed: int, index: int) -> Scene:
+def request(one: Scene) -> dict[str, Any]:
+    """What to ask of a model to see this scene."""
+    size = {"frames": one.frames, "height": one.height, "width": one.width}
+    return {"prompt": one.caption, **size, "fps": one.fps or 8, "seed": one.index}
+
+
+def write(
+    folder: Path, seed: int, index: int, *, holdout: int | None = None, unseen: bool = False
+) -> Scene:
     """Write one clip, its caption and its attributes."""
-    one = scene(seed, index)
+    one = scene(seed, index, holdout=holdout, unseen=unseen)
     video = render(one, seed)
     name = folder / f"clip-{index:06d}"
     if one.motion:
