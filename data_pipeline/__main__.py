@@ -1,4 +1,4 @@
-"""`python -m data_pipeline index SOURCE --out DIR` and `generate DIR --clips N --seed S`."""
+"""`python -m data_pipeline VERB`: `index` a folder, `generate` shapes, `judge` samples of them."""
 
 from __future__ import annotations
 
@@ -36,11 +36,13 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         from data_pipeline.index import index
 
         return index(args.source, args.out, threads=args.threads)
+    if args.verb == "judge":
+        from data_pipeline.exam import examine
+
+        return examine(args.samples, args.truth, args.trained_on)
     from data_pipeline.generated import generate
 
-    return generate(
-        args.directory, args.clips, args.seed, holdout=args.holdout, unseen=args.unseen
-    )
+    return generate(args.directory, args.clips, args.seed, holdout=args.holdout, unseen=args.unseen)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -56,7 +58,11 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--seed", type=_natural, default=0)
     make.add_argument("--holdout", type=_natural, help="the draw of what is never shown")
     make.add_argument("--unseen", action="store_true", help="show only what --holdout holds out")
-    for verb in (index, make):
+    judge = verbs.add_parser("judge", help="do sampled videos show what was asked?")
+    judge.add_argument("samples", help="the folder that `vdm sample --requests` wrote")
+    judge.add_argument("--truth", required=True, help="the folder of unseen clips asked for")
+    judge.add_argument("--trained-on", required=True, help="the folder of clips trained on")
+    for verb in (index, make, judge):
         verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser
 

@@ -48,7 +48,7 @@ MOTIONS = {
     "staying still": (0, 0, 0),
 }  # fmt: skip
 STILL = ""  # the motion of an image
-SIDES = (16, 24, 32)
+SIDES = (16, 20, 24)
 RADIUS = (0.22, 0.30)  # of the shorter side
 TRAVEL = 0.9  # of the way that is left on both sides of a shape
 SWELL = 0.4  # of its radius, either way
@@ -147,15 +147,16 @@ def scene(seed: int, index: int, *, holdout: int | None = None, unseen: bool = F
         motion=motion,
         pattern=choose("pattern", PATTERNS),
         tone=choose("tone", TONES),
-        frames=1 if still else choose("frames", range(4, 13)),
+        frames=1 if still else choose("frames", range(4, 9)),
         height=choose("height", SIDES),
         width=choose("width", SIDES),
         fps=0 if still else choose("fps", range(6, 13)),
     )
 
 
-def render(one: Scene, seed: int) -> np.ndarray:
-    """uint8 (frames, height, width, 3) of a scene."""
+def render(one: Scene, seed: int, distance: Distance | None = None) -> np.ndarray:
+    """uint8 (frames, height, width, 3) of a scene; another `distance` draws another shape."""
+    distance = distance or SHAPES[one.shape]
     say = partial(draw, seed, one.index)
     behind = _background(one, seed)
     y, x = np.mgrid[: one.height, : one.width] + 0.5
@@ -171,8 +172,8 @@ def render(one: Scene, seed: int) -> np.ndarray:
     for frame, along in enumerate(np.linspace(-1, 1, one.frames) if one.frames > 1 else [0.0]):
         centre = middle + aside + TRAVEL * along * reach * np.array([dx, dy])
         size = radius * (1 + SWELL * swell * along)
-        distance = SHAPES[one.shape]((x - centre[0]) / size, (y - centre[1]) / size) * size
-        cover = np.clip(0.5 - distance, 0, 1)[..., None]
+        outside = distance((x - centre[0]) / size, (y - centre[1]) / size) * size
+        cover = np.clip(0.5 - outside, 0, 1)[..., None]
         video[frame] = np.rint(behind * (1 - cover) + colour * cover)
     return video
 
@@ -184,7 +185,7 @@ def _background(one: Scene, seed: int) -> np.ndarray:
     y, x = np.mgrid[: one.height, : one.width] + 0.5
     angle = 2 * math.pi * say("angle")
     along = x * math.cos(angle) + y * math.sin(angle)
-    period = 5 + 5 * say("period")
+    period = 8 + 6 * say("period")
     if one.pattern == "plain":
         mix = np.full_like(x, say("level"))
     elif one.pattern == "gradient":

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from data_pipeline import manifest
-from data_pipeline.generated import COLOURS, MOTIONS, SHAPES, generate, render, scene
+from data_pipeline.errors import DataError
+from data_pipeline.generated import (
+    COLOURS,
+    HELD_OUT_SHARE,
+    MOTIONS,
+    SHAPES,
+    combinations,
+    generate,
+    render,
+    scene,
+)
 
 
 def mask(one, frame):
@@ -31,7 +41,8 @@ def test_shapes_move_as_they_are_said_to(motion):
             assert np.sign(np.rint(moved)).tolist() == [dy, dx], one
         else:
             assert np.sign(int(last.sum()) - int(first.sum())) == swell
-        assert one.caption.startswith(f"a {one.colour} {one.shape} {motion} over ")
+        article = "an" if one.colour == "orange" else "a"
+        assert one.caption.startswith(f"{article} {one.colour} {one.shape} {motion} over ")
     if motion == "staying still":
         assert (render(one, 3) == render(one, 3)[0]).all()
 
@@ -40,7 +51,7 @@ def test_clips_are_as_mixed_as_promised():
     found = [scene(0, index) for index in range(600)]
     films = [one for one in found if one.motion]
     assert 0.15 < 1 - len(films) / len(found) < 0.25
-    assert {one.frames for one in films} == set(range(4, 13))
+    assert {one.frames for one in films} == set(range(4, 9))
     assert {one.height for one in found} == {one.width for one in found} == {16, 20, 24}
     assert {one.shape for one in found} == set(SHAPES) and len(SHAPES) >= 5
     assert {one.colour for one in found} == set(COLOURS) and len(COLOURS) >= 6
@@ -70,3 +81,35 @@ def test_what_is_read_back_is_what_was_drawn(shapes):
         assert row["captions"] == [one.caption]
         assert (row["n_frames"], row["height"], row["width"]) == (one.frames, one.height, one.width)
         assert row["fps_num"] / row["fps_den"] == pytest.approx(one.fps, rel=1e-3)
+
+
+def shown(count, **how):
+    found = [scene(4, index, **how) for index in range(count)]
+    return [(one.shape, one.colour, one.motion) for one in found]
+
+
+def test_what_is_held_out_is_never_shown():
+    """Seen and unseen combinations are apart, together all there are, and another draw's differ."""
+    every = len(SHAPES) * len(COLOURS) * (len(MOTIONS) + 1)
+    unseen, seen = set(combinations(0, True)), set(combinations(0, False))
+    assert not unseen & seen and len(unseen | seen) == every
+    assert len(unseen) == round(HELD_OUT_SHARE * every)
+    assert set(shown(1500, holdout=0)) <= seen
+    assert set(shown(600, holdout=0, unseen=True)) == unseen
+    assert set(combinations(1, True)) != unseen
+    # Every word is still learnt from.
+    for kind, words in enumerate((SHAPES, COLOURS, (*MOTIONS, ""))):
+        assert {one[kind] for one in seen} == set(words)
+
+
+def test_unseen_clips_come_with_requests_for_them(tmp_path):
+    generate(str(tmp_path), 12, 5, holdout=3, unseen=True)
+    lines = (tmp_path / "requests.jsonl").read_text().splitlines()
+    for index, line in enumerate(map(json.loads, lines)):
+        one = scene(5, index, holdout=3, unseen=True)
+        assert line["prompt"] == (tmp_path / f"clip-{index:06d}.txt").read_text().strip()
+        assert (line["frames"], line["height"], line["width"]) == render(one, 5).shape[:3]
+        assert line["seed"] == index
+    assert len(lines) == 12
+    with pytest.raises(DataError, match="--holdout"):
+        generate(str(tmp_path), 12, 5, unseen=True)

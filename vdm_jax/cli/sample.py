@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vdm_jax.config import UserError
+from vdm_jax.config import UserError, suggestion
 
 MAX_SEED = 2**63
 
@@ -18,6 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workdir", help="a run directory")
     parser.add_argument("--prompt", action="append", default=[], help="may be given again")
     parser.add_argument("--prompts", metavar="FILE", help="a text file, one prompt a line")
+    parser.add_argument(
+        "--requests",
+        metavar="FILE",
+        help="a JSON object a line: prompt, frames, height, width, and fps, seed, negative",
+    )
     parser.add_argument("--negative", default="", help="what to steer away from")
     parser.add_argument("--frames", default="8", help="one number, or several: 1,8,16")
     parser.add_argument("--height", default="24", help="pixels; several are matched with --frames")
@@ -54,20 +60,21 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def plan(args: argparse.Namespace) -> list[Any]:
-    """Every request of the command line: prompts x sizes x num.
+    """Every request of the command line: those of --requests, then prompts x sizes x num.
 
     Raises:
       UserError: no prompt, a missing or empty prompt file, a number that cannot be.
     """
     from vdm_jax.pipeline import Request
 
+    told = read_requests(args.requests) if args.requests else []
     prompts = list(args.prompt)
     if args.prompts:
         if not Path(args.prompts).is_file():
             raise UserError(f"there is no prompt file '{args.prompts}'.")
         lines = Path(args.prompts).read_text(errors="replace").splitlines()
         prompts += [line.strip() for line in lines if line.strip()]
-    if not prompts:
+    if not prompts and not told:
         raise UserError("say what to make: --prompt='...' or --prompts=FILE with a prompt a line.")
     for name, value, low in (("num", args.num, 1), ("steps", args.steps, 1)):
         if value is not None and value < low:
@@ -78,7 +85,7 @@ def plan(args: argparse.Namespace) -> list[Any]:
         raise UserError(f"--fps is {args.fps}; it must be above 0 and below 1000.")
     if args.guidance is not None and not abs(args.guidance) < 1e4:
         raise UserError(f"--guidance is {args.guidance}; it must be a finite number.")
-    return [
+    return told + [
         Request(
             prompt=prompt, negative=args.negative, frames=frames, height=height, width=width,
             fps=args.fps, seed=args.seed + index,
@@ -87,6 +94,59 @@ def plan(args: argparse.Namespace) -> list[Any]:
         for frames, height, width in sizes(args.frames, args.height, args.width)
         for index in range(args.num)
     ]  # fmt: skip
+
+
+def read_requests(file: str) -> list[Any]:
+    """The requests of a file, a JSON object a line with the fields of `pipeline.Request`.
+
+    Raises:
+      UserError: no such file, or a line that is no request, by its number.
+    """
+    from vdm_jax.pipeline import Request
+
+    if not Path(file).is_file():
+        raise UserError(f"there is no file of requests '{file}'.")
+    known = {field.name: field.type for field in dataclasses.fields(Request)}
+    found = []
+    for number, line in enumerate(Path(file).read_text(errors="replace").splitlines(), 1):
+        where = f"'{file}', line {number}"
+        try:
+            said = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where} is no JSON object ({error}).") from None
+        if not isinstance(said, dict):
+            raise UserError(f"{where} is no JSON object.")
+        for name in said:
+            if name not in known:
+                raise UserError(f"{where}: unknown '{name}'.{suggestion(name, known)}")
+        missing = sorted({"prompt", "frames", "height", "width"} - said.keys())
+        if missing:
+            raise UserError(f"{where} lacks {', '.join(missing)}.")
+        for name, value in said.items():
+            if not _fits(name, value):
+                raise UserError(
+                    f"{where}: {name} is {value!r}; {WANTED.get(name, 'write a text')}."
+                )
+        found.append(Request(**said))
+    if not found:
+        raise UserError(f"'{file}' holds no request.")
+    return found
+
+
+WANTED = {
+    **dict.fromkeys(("frames", "height", "width"), "write a whole number of at least 1"),
+    "fps": "write a number above 0 and below 1000",
+    "seed": "write a whole number from 0 to 2^63",
+}
+
+
+def _fits(name: str, value: object) -> bool:
+    if name in ("prompt", "negative"):
+        return isinstance(value, str)
+    if name == "fps":
+        return isinstance(value, int | float) and 0 < value < 1000
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and (0 <= value < MAX_SEED if name == "seed" else value >= 1)  # type: ignore[operator]
 
 
 def sizes(frames: str, height: str, width: str) -> list[tuple[int, int, int]]:

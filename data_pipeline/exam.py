@@ -1,0 +1,265 @@
+"""The exam of a demo run: do its videos show what was asked, and would the judge notice if not?
+
+    judge                 videos made for held-out captions: share right in colour, shape, motion
+    judge_on_truth        the same of true clips of those captions: what the judge itself misses
+    judge_on_broken       true clips recoloured, reversed, frozen, blob-shaped: share still accepted
+    permuted_prompts      the videos against one another's captions; `chance` is what would be
+                          expected if a video had nothing to do with its caption
+    nearest_training_clip root mean square distance, in grey levels of small copies, to the nearest
+                          clip trained on: of the videos, and of the true clips for comparison
+
+Shares come with 95 % intervals (Wilson 1927). Everything is read back from the written files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from rich.console import Console
+from rich.progress import track
+from scipy.stats import binomtest
+
+from data_pipeline import generated, keys
+from data_pipeline.decode import View, decode
+from data_pipeline.encode import write_mp4
+from data_pipeline.errors import BadClip, DataError
+from data_pipeline.generated import Scene
+from data_pipeline.judge import Seen, look
+
+KINDS = ("colour", "direction", "object")
+MOST_ACCEPTED = 0.05  # of broken clips, by a judge worth asking
+THUMBNAIL = (4, 12, 12)  # frames, height, width
+
+
+def examine(samples: str, truth: str, trained_on: str) -> dict[str, Any]:
+    """The report of the module's docstring.
+
+    Args:
+      samples: what `vdm sample --requests` wrote; truth: the folder of unseen clips whose requests
+        they were; trained_on: the folder of clips.
+
+    Raises:
+      DataError: code 2, a folder that is not what it should be; code 3, a file that cannot be read.
+    """
+    scenes = read_scenes(truth)
+    made = _made(samples, scenes)
+    asked = [scenes[index] for index in made]
+    videos = list(made.values())
+    real = [load(_file(Path(truth), one), one) for one in asked]
+    seen = [look(video) for video in _bar(videos, "judging")]
+    return {
+        "judge": score(seen, asked),
+        "judge_on_truth": score([look(video) for video in _bar(real, "truth")], asked),
+        "judge_on_broken": {way: _accepted(way, asked, truth) for way in _bar(BROKEN, "broken")},
+        "permuted_prompts": permuted(seen, asked),
+        "nearest_training_clip": nearest(videos, real, trained_on),
+    }
+
+
+def read_scenes(folder: str) -> list[Scene]:
+    """The attributes that lie beside the clips of a folder, in order.
+
+    Raises:
+      DataError: code 2, there are none.
+    """
+    found = [
+        Scene(**json.loads(path.read_text())) for path in sorted(Path(folder).glob("clip-*.json"))
+    ]
+    if not found:
+        raise DataError(f"'{folder}' holds no generated clips; make some with `generate`.", code=2)
+    return found
+
+
+def load(path: Path, one: Scene) -> np.ndarray:
+    """uint8 (t h w 3) of a file that must show a scene of this length and size."""
+    size = (one.height, one.width)
+    still = path.suffix == ".png"
+    rate = 0 if still else one.fps or 8
+    view = View(rate=rate, frames=one.frames, stored=size, resized=size, size=size)
+    try:
+        return decode(path, view, still=still)
+    except BadClip as bad:
+        raise DataError(f"'{path}' cannot be judged: {bad}.") from bad
+
+
+def _made(samples: str, scenes: Sequence[Scene]) -> dict[int, np.ndarray]:
+    """{index of the request: video} of a folder of samples."""
+    index = Path(samples) / "index.json"
+    if not index.is_file():
+        raise DataError(f"'{samples}' holds no index.json; sample into it first.", code=2)
+    found = {}
+    for record in json.loads(index.read_text()):
+        number = record["index"]
+        if number >= len(scenes) or record["prompt"] != scenes[number].caption:
+            raise DataError(
+                f"'{samples}' was not made from these requests: its number {number} was asked for "
+                f"'{record['prompt']}'.",
+                code=2,
+            )
+        found[number] = load(index.parent / record["file"], scenes[number])
+    return found
+
+
+def _file(folder: Path, one: Scene) -> Path:
+    return folder / f"clip-{one.index:06d}{'.mp4' if one.motion else '.png'}"
+
+
+def right(seen: Seen, one: Scene) -> dict[str, bool]:
+    """Which of the caption's words are true of a video; direction is not asked of an image."""
+    found = {"colour": seen.colour == one.colour, "object": seen.shape == one.shape}
+    return found | ({"direction": seen.motion == one.motion} if one.motion else {})
+
+
+def score(seen: Sequence[Seen], asked: Sequence[Scene]) -> dict[str, Any]:
+    """`n` and the share right of each kind, over all and by size class."""
+    verdicts = [right(one, scene) for one, scene in zip(seen, asked, strict=True)]
+    classes = [size_class(scene) for scene in asked]
+    by_size = {
+        name: _shares([v for v, c in zip(verdicts, classes, strict=True) if c == name])
+        for name in sorted(set(classes))
+    }
+    return _shares(verdicts) | {"by_size": by_size}
+
+
+def size_class(one: Scene) -> str:
+    """Images by themselves, videos by their shorter side."""
+    return f"videos of {min(one.height, one.width)}" if one.motion else "images"
+
+
+def _shares(verdicts: Sequence[dict[str, bool]]) -> dict[str, Any]:
+    told = {kind: [v[kind] for v in verdicts if kind in v] for kind in KINDS}
+    return {"n": len(verdicts)} | {kind: share(said) for kind, said in told.items() if said}
+
+
+def share(said: Sequence[bool]) -> dict[str, float]:
+    """How many are true, of how many, with a 95 % interval."""
+    bounds = binomtest(sum(said), len(said)).proportion_ci(0.95, method="wilson")
+    return {
+        "n": len(said), "share": float(np.mean(said)),
+        "low": float(bounds.low), "high": float(bounds.high),
+    }  # fmt: skip
+
+
+def permuted(seen: Sequence[Seen], asked: Sequence[Scene]) -> dict[str, Any]:
+    """Videos against the captions of others of their kind (film or image), and what is chance."""
+    order = np.arange(len(asked))
+    for still in (False, True):
+        mine = np.flatnonzero([(one.motion == generated.STILL) == still for one in asked])
+        order[mine] = np.roll(mine, 1 + len(mine) // 3)
+    others = [asked[index] for index in order]
+    verdicts = [right(one, scene) for one, scene in zip(seen, others, strict=True)]
+    chance = {
+        "colour": _chance([one.colour for one in seen], [one.colour for one in asked]),
+        "object": _chance([one.shape for one in seen], [one.shape for one in asked]),
+        "direction": _chance(
+            [s.motion for s, a in zip(seen, asked, strict=True) if a.motion],
+            [a.motion for a in asked if a.motion],
+        ),
+    }
+    return _shares(verdicts) | {"chance": chance}
+
+
+def _chance(seen: Sequence[str | None], asked: Sequence[str]) -> float:
+    """Probability that one thing seen is one thing asked for, each drawn by itself."""
+    return sum(seen.count(word) * asked.count(word) for word in set(asked)) / max(
+        1, len(seen) * len(asked)
+    )
+
+
+def _accepted(way: str, asked: Sequence[Scene], truth: str) -> dict[str, float]:
+    """Share of true clips, broken in one way, of which the judge still says what was true."""
+    kind, breaks = BROKEN[way]
+    said = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "broken.mp4"
+        for one in asked:
+            video = breaks(one, load(_file(Path(truth), one), one))
+            if video is None:
+                continue
+            write_mp4(path, video, one.fps or 8)
+            said.append(right(look(load(path, one)), one)[kind])
+    return share(said) if said else {"n": 0}
+
+
+def _recoloured(one: Scene, video: np.ndarray) -> np.ndarray:
+    names = list(generated.COLOURS)
+    step = 1 + int(generated.draw(0, one.index, "broken") * (len(names) - 1))
+    other = names[(names.index(one.colour) + step) % len(names)]
+    return generated.render(dataclasses.replace(one, colour=other), 0)
+
+
+def _reversed(one: Scene, video: np.ndarray) -> np.ndarray | None:
+    moves = any(generated.MOTIONS.get(one.motion, (0, 0, 0)))
+    return video[::-1] if moves else None
+
+
+def _frozen(one: Scene, video: np.ndarray) -> np.ndarray | None:
+    moves = any(generated.MOTIONS.get(one.motion, (0, 0, 0)))
+    return np.repeat(video[:1], len(video), axis=0) if moves else None
+
+
+def _blob(one: Scene, video: np.ndarray) -> np.ndarray:
+    """The clip with a smooth irregular outline in place of its shape."""
+    swing = 0.10 + 0.15 * keys.uniform(0, "exam/swing", 4 * one.index + np.arange(4))
+    phase = 2 * np.pi * keys.uniform(0, "exam/phase", 4 * one.index + np.arange(4))
+
+    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        angle = np.arctan2(y, x)
+        waves = zip(swing, (2, 3, 4, 5), phase, strict=True)
+        outline = 0.8 * (1 + sum(a * np.cos(k * angle + p) for a, k, p in waves))
+        return np.hypot(x, y) - outline
+
+    return generated.render(one, 0, distance)
+
+
+# How a true clip is broken, and of what it then no longer speaks the truth.
+Breaks = Callable[[Scene, np.ndarray], np.ndarray | None]
+BROKEN: dict[str, tuple[str, Breaks]] = {
+    "recoloured": ("colour", _recoloured),
+    "reversed": ("direction", _reversed),
+    "frozen": ("direction", _frozen),
+    "blob-shaped": ("object", _blob),
+}
+
+
+def nearest(
+    videos: Sequence[np.ndarray], real: Sequence[np.ndarray], trained_on: str
+) -> dict[str, Any]:
+    """Distances to the nearest training clip; a copy of one would lie nearer than any true clip."""
+    scenes = read_scenes(trained_on)
+    known = np.stack(
+        [thumbnail(load(_file(Path(trained_on), one), one)) for one in _bar(scenes, "comparing")]
+    )
+    found = {
+        name: np.array([_distance(thumbnail(video), known) for video in group])
+        for name, group in (("samples", videos), ("truth", real))
+    }
+    medians = {name: float(np.median(values)) for name, values in found.items()}
+    least = float(found["truth"].min())
+    return medians | {"nearer_than_any_truth": float((found["samples"] < least).mean())}
+
+
+def thumbnail(video: np.ndarray) -> np.ndarray:
+    """float32 of a small copy, whatever the video's length and size."""
+    frames, height, width = THUMBNAIL
+    times = np.linspace(0, len(video) - 1, frames).round().astype(int)
+    small = [
+        PIL.Image.fromarray(video[time]).resize((width, height), PIL.Image.Resampling.BOX)
+        for time in times
+    ]
+    return np.stack([np.asarray(one, np.float32) for one in small]).reshape(-1)
+
+
+def _distance(one: np.ndarray, known: np.ndarray) -> float:
+    return float(np.sqrt(np.square(known - one).mean(axis=1).min()))
+
+
+def _bar(values: Iterable[Any], name: str) -> Iterable[Any]:
+    return track(list(values), name, console=Console(stderr=True), transient=True)
