@@ -153,7 +153,7 @@ def permuted(seen: Sequence[Seen], asked: Sequence[Scene]) -> dict[str, Any]:
     for still in (False, True):
         mine = np.flatnonzero([(one.motion == generated.STILL) == still for one in asked])
         order[mine] = np.roll(mine, 1 + len(mine) // 3)
-    others = [asked[index] for index in order]
+    others = [asked[int(index)] for index in order]
     verdicts = [right(one, scene) for one, scene in zip(seen, others, strict=True)]
     chance = {
         "colour": _chance([one.colour for one in seen], [one.colour for one in asked]),
