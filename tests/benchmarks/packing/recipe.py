@@ -37,7 +37,7 @@ from vdm_jax.train.state import TrainState
 
 WIDTH, DEPTH, HEADS = 64, 4, 4
 TEXT_LENGTH = 24
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 WARMUP = 20
 EMA = 0.98
 VALIDATION_ROWS = 8
@@ -99,9 +99,7 @@ def make_run(data: PackedVideo, seed: int) -> Run:
             sampler=Sampler(stepper=Euler(), steps=4),
             patch=data.capacity.patch,
         ),
-        objective=Denoise(
-            times=LogitNormal(mean=0.5, base=Stratified()), weight=MinSnr(floor=1.0)
-        ),
+        objective=Denoise(times=LogitNormal(mean=0.5, base=Stratified()), weight=MinSnr(floor=1.0)),
         data=data,
         optimizer=Adjustable(
             rules=((".*", AdamW(learning_rate=LEARNING_RATE)),), schedule=Warmup(steps=WARMUP)

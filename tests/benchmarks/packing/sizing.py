@@ -20,7 +20,7 @@ from vdm_jax.kernels import choose
 from vdm_jax.train.program import Program
 
 SLACK = 1.02  # of the packed step's memory may be used
-NEAR = 0.97  # of what may be used ends the search
+NEAR = 0.95  # of what may be used is enough
 TRIALS = 6
 
 
@@ -54,40 +54,41 @@ def compile_step(program: Program, kind: Kind, heads: int) -> Compiled:
 
 
 def largest(
-    compile_kind: Callable[[Kind], Compiled], capacity: Capacity, limit: float, guess: int, unit: int
+    compile_kind: Callable[[Kind], Compiled],
+    capacity: Capacity,
+    limit: float,
+    guess: int,
+    unit: int,
 ) -> Compiled:
     """The step with most rows, a multiple of `unit`, that holds at most `limit` bytes.
 
-    Memory is nearly linear in rows, so a line through two trials says where to try next; the search
-    ends where one `unit` more was too much, or at `NEAR` of the limit.
+    Memory is nearly linear in rows: the search follows a line through two trials, and ends where
+    one `unit` more was, or by that line would be, too much.
 
     Raises:
       ValueError: not even `unit` rows fit.
     """
-    tried: dict[int, Compiled] = {}
+    held: dict[int, int] = {}
     count = max(unit, guess // unit * unit)
     for _ in range(TRIALS):
-        tried[count] = compile_kind(Kind(capacity, count))
-        good = max((n for n, one in tried.items() if one.bytes <= limit), default=0)
-        bad = min((n for n, one in tried.items() if one.bytes > limit), default=None)
-        if bad is not None and bad - good <= unit:
+        held[count] = compile_kind(Kind(capacity, count)).bytes
+        good = max((n for n in held if held[n] <= limit), default=0)
+        bad = min((n for n in held if held[n] > limit), default=None)
+        wanted = _crossing(held, limit) // unit * unit
+        if good and (wanted <= good or bad == good + unit or held[good] >= NEAR * limit):
             break
-        if good and tried[good].bytes >= NEAR * limit:
+        count = max(min(wanted, bad - unit if bad else wanted), good + unit)
+        if count in held:
             break
-        count = _next({n: one.bytes for n, one in tried.items()}, limit, good, bad, unit)
     if not good:
         raise ValueError(f"{count} rows of {capacity.tokens} tokens do not fit into {limit:.0f} B")
-    return tried[good]
+    return compile_kind(Kind(capacity, good))
 
 
-def _next(held: dict[int, int], limit: float, good: int, bad: int | None, unit: int) -> int:
-    """The number of rows where a line through the two nearest trials meets the limit."""
-    near = sorted(held, key=lambda n: abs(held[n] - limit))[:2]
-    if len(near) == 2:
-        one, two = near
-        slope = max((held[two] - held[one]) / (two - one), 1.0)
-        wanted = one + (limit - held[one]) / slope
-    else:
-        wanted = near[0] * limit / held[near[0]]
-    count = int(wanted) // unit * unit
-    return max(min(count, bad - unit if bad else count), good + unit)
+def _crossing(held: dict[int, int], limit: float) -> int:
+    """The number of rows at which a line through the two nearest trials meets the limit."""
+    one, *others = sorted(held, key=lambda n: abs(held[n] - limit))
+    if not others:
+        return int(one * limit / held[one])
+    slope = max((held[others[0]] - held[one]) / (others[0] - one), 1.0)
+    return int(one + (limit - held[one]) / slope)
