@@ -46,6 +46,7 @@ def compile_step(program: Program, kind: Kind, heads: int) -> Compiled:
     step = program.lower(program.abstract, arrays).compile()
     seconds = time.perf_counter() - start
     memory = step.memory_analysis()
+    assert memory is not None, "the compiler does not say how much memory a step needs"
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes
     held += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     n = kind.capacity.tokens
