@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.benchmarks.packing.race import Runner
+from tests.benchmarks.packing.race import PACKED, Runner
 
 
 def decreasing(values: Sequence[float]) -> list[float]:
@@ -36,29 +36,57 @@ def time_to(times: Sequence[float], losses: Sequence[float], target: float) -> f
 
 
 def verdict(runners: Sequence[Runner], measure: int) -> dict[str, Any]:
-    """Of one seed; `measure` 1: loss by examples, 2: by tokens. The target is the worst of the
-    arms' last smoothed losses, so that every arm reaches it."""
+    """Of one seed; `measure` 1: loss by examples, 2: by tokens.
+
+    `all`: the target is the worst of all arms' last smoothed losses, so that every arm reaches it.
+    `pairs`: each rival against packed alone, at the worse one's last loss. A slow third arm would
+    set a target that the two reach when they have hardly begun.
+    """
     curves = {r.arm.name: ([c[0] for c in r.curve], [c[measure] for c in r.curve]) for r in runners}
+    compiling = {r.arm.name: r.arm.compile_seconds for r in runners}
     final = {name: decreasing(losses)[-1] for name, (_, losses) in curves.items()}
-    target = max(final.values())
-    reached = {name: time_to(*curve, target) for name, curve in curves.items()}
-    with_compile = {r.arm.name: reached[r.arm.name] + r.arm.compile_seconds for r in runners}
+
+    def compare(names: Sequence[str]) -> dict[str, Any]:
+        target = max(final[name] for name in names)
+        seconds = {name: time_to(*curves[name], target) for name in names}
+        compiled = {name: seconds[name] + compiling[name] for name in names}
+        return {
+            "target": target,
+            "seconds": seconds,
+            "seconds_with_compile": compiled,
+            "ratio": _to_packed(seconds),
+            "ratio_with_compile": _to_packed(compiled),
+        }
+
+    rivals = [name for name in curves if name != PACKED]
     return {
-        "target": target,
         "final": final,
-        "seconds": reached,
-        "seconds_with_compile": with_compile,
-        "ratio": _to_packed(reached),
-        "ratio_with_compile": _to_packed(with_compile),
+        "all": compare(list(curves)),
+        "pairs": {name: compare([PACKED, name]) for name in rivals},
     }
 
 
 def _to_packed(seconds: Mapping[str, float]) -> dict[str, float]:
-    return {name: value / seconds["packed"] for name, value in seconds.items()}
+    return {name: value / seconds[PACKED] for name, value in seconds.items()}
 
 
-def median(verdicts: Sequence[Mapping[str, Any]], name: str, arm: str) -> float:
-    return statistics.median(one[name][arm] for one in verdicts)
+def medians(verdicts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Over seeds, of every ratio to packed: {'all' or 'pairs': {ratio: {rival: number}}}."""
+    ratios = ("ratio", "ratio_with_compile")
+
+    def middle(read) -> dict[str, dict[str, float]]:
+        return {
+            ratio: {
+                name: statistics.median(read(one, name)[ratio][name] for one in verdicts)
+                for name in verdicts[0]["pairs"]
+            }
+            for ratio in ratios
+        }
+
+    return {
+        "all": middle(lambda one, name: one["all"]),
+        "pairs": middle(lambda one, name: one["pairs"][name]),
+    }
 
 
 def throughput(runners: Sequence[Runner]) -> dict[str, Any]:

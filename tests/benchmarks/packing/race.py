@@ -25,6 +25,8 @@ from vdm_jax.train.observe import Validation, size_class
 from vdm_jax.train.program import Program
 from vdm_jax.train.state import TrainState
 
+PACKED = "packed"
+
 
 @dataclasses.dataclass(frozen=True)
 class Arm:

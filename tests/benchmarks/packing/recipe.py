@@ -37,7 +37,7 @@ from vdm_jax.train.state import TrainState
 
 WIDTH, DEPTH, HEADS = 64, 4, 4
 TEXT_LENGTH = 24
-LEARNING_RATE = 4e-3
+LEARNING_RATE = 2e-3
 WARMUP = 20
 EMA = 0.98
 VALIDATION_ROWS = 8

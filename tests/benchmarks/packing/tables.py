@@ -8,7 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.packing.race import PACKED
+
 WIDTH = 130
+AIMS = {"all": "worst of all", "pairs": "worse of two"}
 
 
 def show(found: Mapping[str, Any]) -> None:
@@ -81,22 +84,32 @@ def _kinds(arm: str, kinds) -> Table:
 
 
 def _times(found: Mapping[str, Any], measure: str, title: str) -> Table:
-    arms = list(found["throughput"])
+    """One line for each seed and rival: the target of all arms, then of the pair alone."""
     table = _table(
-        f"seconds to the same held-out loss ({title}); in brackets times packed's",
-        "seed", "loss", *arms, *(f"{arm}, compiled" for arm in arms),
+        f"seconds to the same held-out loss ({title}); with + compiling counts",
+        "seed", "aim", "loss", "rival", "packed s", "rival s", "ratio", "packed s+", "rival s+",
+        "ratio+",
     )  # fmt: skip
-    for seed, one in zip(found["seeds"], found["verdicts"][measure], strict=True):
-        cells = [
-            f"{one[name][arm]:.1f} ({one[ratio][arm]:.2f})"
-            for name, ratio in (
-                ("seconds", "ratio"),
-                ("seconds_with_compile", "ratio_with_compile"),
-            )
-            for arm in arms
-        ]
-        table.add_row(str(seed), f"{one['target']:.4f}", *cells)
+    rivals = [arm for arm in found["throughput"] if arm != PACKED]
     medians = found["medians"][measure]
-    cells = [f"({medians[ratio][arm]:.2f})" for ratio in medians for arm in arms]
-    table.add_row("median", "", *cells)
+    for aim in ("all", "pairs"):
+        for seed, one in zip(found["seeds"], found["verdicts"][measure], strict=True):
+            for rival in rivals:
+                table.add_row(str(seed), AIMS[aim], *_line(one, aim, rival))
+        for rival in rivals:
+            ratio, compiled = (
+                f"{medians[aim][name][rival]:.2f}" for name in ("ratio", "ratio_with_compile")
+            )
+            table.add_row(
+                "median", AIMS[aim], "", rival, "", "", ratio, "", "", compiled, style="bold"
+            )
     return table
+
+
+def _line(verdict: Mapping[str, Any], aim: str, rival: str) -> list[str]:
+    one = verdict["all"] if aim == "all" else verdict["pairs"][rival]
+    cells = [f"{one['target']:.4f}", rival]
+    for seconds, ratio in (("seconds", "ratio"), ("seconds_with_compile", "ratio_with_compile")):
+        cells += [f"{one[seconds][PACKED]:.1f}", f"{one[seconds][rival]:.1f}"]
+        cells.append(f"{one[ratio][rival]:.2f}")
+    return cells
