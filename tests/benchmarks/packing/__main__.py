@@ -137,7 +137,7 @@ def tune(
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     load_before = os.getloadavg()
     data = load(options)
-    pool = collect(data)
+    pool = collect(data, Path(options.cache))
     run = make_run(data, seed=0)
     program = make_program(run)
     held = Held(Validation(run, data.validation(VALIDATION_ROWS).arrays))

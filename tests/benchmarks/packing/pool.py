@@ -6,15 +6,19 @@ drawn once; no arm waits for a decoder, and all arms see the same examples in th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from data_pipeline import rows
 from data_pipeline.loaders import PackedVideo
 from data_pipeline.order import Order
-from data_pipeline.plan import EXAMPLE, ROWS_PER_BLOCK
+from data_pipeline.plan import EXAMPLE, ROWS_PER_BLOCK, plan_name
 
 VISITS = 1 << 16  # of one seed; the next seed's come behind, so that its noise is its own
 
@@ -60,16 +64,28 @@ class Pool:
         )
 
 
-def collect(data: PackedVideo) -> Pool:
-    """The members of the loader's first block, by ordinal."""
+def collect(data: PackedVideo, cache: Path) -> Pool:
+    """The members of the loader's first block, by ordinal; kept in a file, as films decode slowly.
+
+    The file is this benchmark's own: pickles of strangers are not to be put there.
+    """
+    file = cache / f"pool-{plan_name(data.fingerprint())}.pickle"
+    if file.is_file():
+        return Pool(pickle.loads(file.read_bytes()))
     members: list[rows.Member] = []
-    for batch in data.batches():
-        for row in range(batch.arrays["segment"].shape[1]):
-            arrays = {name: leaf[0, row] for name, leaf in batch.arrays.items()}
-            members += members_of(arrays, data.capacity.patch)
-        if batch.cursor >= ROWS_PER_BLOCK:
-            break
-    return Pool(tuple(sorted(members, key=lambda member: member.ordinal)))
+    with contextlib.closing(data.batches()) as batches:
+        for batch in batches:
+            for row in range(batch.arrays["segment"].shape[1]):
+                arrays = {name: leaf[0, row] for name, leaf in batch.arrays.items()}
+                members += members_of(arrays, data.capacity.patch)
+            if batch.cursor >= ROWS_PER_BLOCK:
+                break
+    found = tuple(sorted(members, key=lambda member: member.ordinal))
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(f".{os.getpid()}.part")
+    partial.write_bytes(pickle.dumps(found))
+    os.replace(partial, file)
+    return Pool(found)
 
 
 def members_of(row: rows.Arrays, patch: tuple[int, int, int]) -> list[rows.Member]:
