@@ -27,6 +27,7 @@ import functools
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from data_pipeline.sizes import Area, Native
 from tests.benchmarks.packing import judge, layouts, mix, tables
 from tests.benchmarks.packing.layouts import Kind
 from tests.benchmarks.packing.pool import Pool, collect
-from tests.benchmarks.packing.race import PACKED, Arm, Held, race, warm
+from tests.benchmarks.packing.race import PACKED, Arm, Held, Runner, race, warm
 from tests.benchmarks.packing.recipe import HEADS, LEARNING_RATE, VALIDATION_ROWS, make_run
 from tests.benchmarks.packing.sizing import SLACK, Compiled, compile_step, largest
 from vdm_jax.train.meter import CompileCounter
@@ -134,8 +135,9 @@ def tune(
     return {name: min(losses, key=losses.__getitem__) for name, losses in tried.items()}, tried
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    load_before = os.getloadavg()
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What is known after each seed, for JSON and the tables."""
+    before = os.getloadavg()
     data = load(options)
     pool = collect(data, Path(options.cache))
     run = make_run(data, seed=0)
@@ -152,41 +154,43 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     held.losses(program.init())  # compiles
     console.print("learning rates:")
     brief = max(options.turn, TUNING_SHARE * options.seconds)
-    rates, tried = tune(arms, program, pool, held, brief, options.turn)
-    races = []
-    with CompileCounter() as counter:
-        for seed in range(options.seeds):
-            start = time.perf_counter()
-            begun = make_program(dataclasses.replace(run, seed=seed))
+    factors, tried = tune(arms, program, pool, held, brief, options.turn)
+    known = {
+        "mix": options.mix,
+        "platform": f"{jax.device_count()} {jax.default_backend()} devices, jax {jax.__version__}",
+        "load_before": before,
+        "options": vars(options),
+        "lengths": {int(n): int((lengths == n).sum()) for n in np.unique(lengths)},
+        "fill_by_buckets": {n: _bucket_fill(lengths, n) for n in (1, 2, 4, 8, 12, 16, 32)},
+        "learning_rates": {name: factor * LEARNING_RATE for name, factor in factors.items()},
+        "tuning": tried,
+    }
+    races: list[list[Runner]] = []
+    for seed in range(options.seeds):
+        start = time.perf_counter()
+        begun = make_program(dataclasses.replace(run, seed=seed))
+        with CompileCounter() as counter:
             races.append(
                 race(
-                    arms, begun, pool, held, seed=seed, rates=rates, seconds=options.seconds,
+                    arms, begun, pool, held, seed=seed, rates=factors, seconds=options.seconds,
                     turn=options.turn,
                 )
             )  # fmt: skip
-            console.print(f"seed {seed}: {time.perf_counter() - start:.0f} s")
+        console.print(f"seed {seed}: {time.perf_counter() - start:.0f} s")
+        # Only the seed's own initialisation may be compiled here.
+        yield known | summary(races) | {"compiled_while_racing": counter.programs}
+
+
+def summary(races: list[list[Runner]]) -> dict[str, Any]:
     verdicts = {
         name: [judge.verdict(runners, column) for runners in races]
         for name, column in (("examples", 1), ("tokens", 2))
     }
-    names = [arm.name for arm in arms]
+    by_arm = zip(*races, strict=True)
     return {
-        "mix": options.mix,
-        "platform": f"{jax.device_count()} {jax.default_backend()} devices, jax {jax.__version__}",
-        "load": {"before": load_before, "after": os.getloadavg()},
-        "options": vars(options),
-        "seeds": list(range(options.seeds)),
-        "lengths": {int(n): int((lengths == n).sum()) for n in np.unique(lengths)},
-        "fill_by_buckets": {
-            count: _bucket_fill(lengths, count) for count in (1, 2, 4, 8, 12, 16, 32)
-        },
-        "learning_rates": {name: rates[name] * LEARNING_RATE for name in names},
-        "tuning": tried,
-        "compiled_while_racing": counter.programs,
-        "throughput": {
-            name: judge.throughput([runners[i] for runners in races])
-            for i, name in enumerate(names)
-        },
+        "seeds": list(range(len(races))),
+        "load_after": os.getloadavg(),
+        "throughput": {mine[0].arm.name: judge.throughput(mine) for mine in by_arm},
         "verdicts": verdicts,
         "medians": {name: judge.medians(ones) for name, ones in verdicts.items()},
         "curves": [{r.arm.name: r.curve for r in runners} for runners in races],
@@ -204,7 +208,7 @@ def main() -> None:
     )
     parser.add_argument("--mix", default="generated", help="'generated', or an indexed folder")
     parser.add_argument("--seconds", type=float, default=90, help="of each arm and seed")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
     parser.add_argument("--rows", type=int, default=4, help="of a packed step")
     parser.add_argument("--buckets", type=int, nargs="*", default=[12], help="an arm for each")
     parser.add_argument("--turn", type=float, default=TURN, help="seconds")
@@ -213,9 +217,10 @@ def main() -> None:
     parser.add_argument("--cache", default="data/packing", help="for the generated mix and plans")
     parser.add_argument("--json", help="a file for everything that was measured")
     options = parser.parse_args()
-    found = measure(options)
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1))
+    found: dict[str, Any] = {}
+    for found in measure(options):
+        if options.json:  # after each seed: a long run that is cut short has told something
+            Path(options.json).write_text(json.dumps(found, indent=1))
     tables.show(found)
 
 
