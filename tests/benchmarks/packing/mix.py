@@ -9,6 +9,7 @@ an example, 73 in the mean. Every choice is a pure function of (seed, index).
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -55,7 +56,7 @@ def _side(pixels: int) -> int:
 
 def make(folder: Path, clips: int) -> Path:
     """Clips 0 .. clips - 1 as files, and their manifest, unless they lie there already."""
-    manifest = folder / f"mix-{clips}" / "manifest"
+    manifest = folder / f"mix-{clips}-{_digest()}" / "manifest"
     if (manifest / "clips.parquet").is_file():
         return manifest
     files = manifest.parent / "clips"
@@ -65,6 +66,14 @@ def make(folder: Path, clips: int) -> Path:
             pass
     index(str(files), str(manifest))
     return manifest
+
+
+def _digest() -> str:
+    """Of what some clips show: another generator makes another mix."""
+    found = hashlib.sha256()
+    for one in map(scene, range(8)):
+        found.update(one.caption.encode() + generated.render(one, SEED).tobytes())
+    return found.hexdigest()[:8]
 
 
 def write(folder: Path, index: int) -> None:
