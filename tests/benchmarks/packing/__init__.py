@@ -1,0 +1,1 @@
+"""Packed rows against one example per row and against buckets, at equal memory."""
