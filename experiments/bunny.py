@@ -20,9 +20,9 @@ from vdm_jax.train.run import Prompt
 CREDIT = "film: (c) 2008 Blender Foundation / www.bigbuckbunny.org, CC-BY 3.0"
 PROMPTS = (
     "a big grey rabbit on a green meadow",
-    "a squirrel in front of green leaves",
-    "green meadow and trees under a blue sky",
-    "white letters on black",
+    "a brown squirrel flies in a blue sky",
+    "three rodents on the root of a tree",
+    "a grey rabbit in a dark forest",
 )
 
 

@@ -85,9 +85,9 @@ def draw(
     credit: str = "",
 ) -> None:
     """The loss, and below it pictures (title, uint8 h w c), one under another; `credit` at last."""
-    rows = len(strips)
-    figure = plt.figure(figsize=(8, 3 + 1.6 * rows), layout="constrained")
-    grid = figure.add_gridspec(1 + rows, 1, height_ratios=[3] + [1.6] * rows)
+    heights = [3.0] + [0.3 + 7.5 * strip.shape[0] / strip.shape[1] for _, strip in strips]
+    figure = plt.figure(figsize=(8, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = figure.add_subplot(grid[0])
     if losses:
         steps, values = np.array(losses).T
@@ -122,8 +122,8 @@ def _legend(one: Reconstruction) -> str:
 
 
 def _abreast(one: Reconstruction) -> np.ndarray:
-    """The clip, then each noised one and its estimate: three frames of each, in columns apart."""
+    """The clip, then each noised one and its estimate: two frames of each, in columns apart."""
     videos = [one.clip, *(video for _, *pair in one.tries for video in pair)]
-    strips = [_strip(video, 3) for video in videos]
+    strips = [_strip(video, 2) for video in videos]
     apart = [np.pad(s, ((0, 0), (0, 4), (0, 0)), constant_values=255) for s in strips]
     return np.concatenate(apart, axis=1)
