@@ -98,8 +98,8 @@ def test_a_film_stored_out_of_order_is_read_back_exactly(tmp_path):
 
 
 def test_no_cut_no_shots(tmp_path, capsys):
-    """A moving picture, a fade and a still one are one clip each, under the file's own name."""
-    fade = np.linspace(0, 200, 40).astype(np.uint8)[:, None, None, None] * np.ones((1, *SIZE, 3))
+    """What moves, brightens or is brief is one clip each, under the file's own name."""
+    fade = np.linspace(30, 200, 40).astype(np.uint8)[:, None, None, None] * np.ones((1, *SIZE, 3))
     for name, video in (
         ("moves.mkv", scenes((60,) * 5)[:60]),
         ("fades.mkv", fade.astype(np.uint8)),
@@ -110,6 +110,15 @@ def test_no_cut_no_shots(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["clips"] == 3
     names = manifest.read(tmp_path / "m").table["clip_id"].to_pylist()
     assert names == ["brief.mkv", "fades.mkv", "moves.mkv"]
+
+
+def test_a_fade_through_black_is_a_cut(tmp_path):
+    """40 frames that darken, 6 black ones, 40 that brighten: two shots that part in the black."""
+    level = np.concatenate([np.linspace(1, 0, 40), np.zeros(6), np.linspace(0, 1, 40)])
+    video = (scenes((86,) * 5)[:86] * level[:, None, None, None]).astype(np.uint8)
+    lossless(tmp_path / "a.mkv", video, [round(1000 * t / RATE) for t in range(len(video))])
+    first, second = shots.shots(tmp_path / "a.mkv")
+    assert 38 <= first.n_frames <= 48 and first.n_frames + second.n_frames == 86
 
 
 def test_captions_of_a_film_are_those_of_its_shots(film, tmp_path):
