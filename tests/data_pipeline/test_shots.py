@@ -113,7 +113,7 @@ def test_no_cut_no_shots(tmp_path, capsys):
 
 
 def test_a_fade_through_black_is_a_cut(tmp_path):
-    """40 grey frames that darken, 6 black ones, 40 that brighten: two shots that part in the dark."""
+    """40 grey frames that darken, 6 black ones, 40 that brighten: two shots."""
     level = np.concatenate([np.linspace(1, 0, 40), np.zeros(6), np.linspace(0, 1, 40)])
     grey = np.broadcast_to(200 * level[:, None, None, None], (len(level), *SIZE, 3))
     video = grey.astype(np.uint8)
