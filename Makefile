@@ -1,34 +1,72 @@
 # make demo      set up, write a small data set, train on it, sample from it   [MINUTES=10]
+#                VIDEOS=/my/videos trains on that folder instead (docs/your-videos.md);
+#                a new run for other videos: RUN=runs/another
+# make bunny     real footage: fetch Big Buck Bunny, cut it into shots, train  [MINUTES=30]
+#                DEVICE=gpu, with demo or bunny: on NVIDIA GPUs
 # make test      the default tests            make slow      the long ones
 # make mutants   break the code on purpose    make lint      style and types
 
 PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
              $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-MINUTES ?= 10
+VIDEOS  ?=
+DEVICE  ?= cpu
+MINUTES ?= $(if $(filter bunny,$(MAKECMDGOALS)),30,10)
 CLIPS   ?= 1200
-RUN     ?= runs/demo
-DATA    ?= data/demo
-# Two devices on a CPU: what XLA runs on one core at a time then runs on two.
-DEVICES := XLA_FLAGS="--xla_force_host_platform_device_count=2 $$XLA_FLAGS"
+NAME    := $(if $(filter bunny,$(MAKECMDGOALS)),bunny,$(if $(strip $(VIDEOS)),own,demo))
+RUN     ?= runs/$(NAME)
+DATA    ?= data/$(NAME)
 VENV    := .venv
 BIN     := $(VENV)/bin
 PY      := $(BIN)/python
+export VIDEOS
 
-.PHONY: demo test slow mutants lint setup clean
+ifeq ($(DEVICE),gpu)
+EXTRA     := requirements-gpu.txt
+INSTALLED := $(VENV)/.installed-gpu
+else ifneq ($(DEVICE),cpu)
+$(error DEVICE is '$(DEVICE)'; it must be cpu or gpu)
+else
+EXTRA     :=
+INSTALLED := $(VENV)/.installed
+# Two devices on a CPU: what XLA runs on one core at a time then runs on two.
+DEVICES   := XLA_FLAGS="--xla_force_host_platform_device_count=2 $$XLA_FLAGS"
+endif
 
-setup: $(VENV)/.installed
+.PHONY: demo bunny test slow mutants lint setup videos clean
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt
+setup: $(INSTALLED)
+
+# What is wrong with the folder is said before anything is installed.
+$(INSTALLED): requirements.txt requirements-dev.txt $(EXTRA) $(if $(strip $(VIDEOS)),| videos)
 	@test -n "$(PYTHON)" || { echo "vdm_jax needs Python 3.11 or newer; found $$(python3 --version 2>&1). Install it, or say make PYTHON=/path/to/python3.11"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt $(EXTRA:%=-r %)
+	$(if $(EXTRA),$(PY) -m vdm_jax doctor --need=gpu)
 	@touch $@
 
+videos:
+	@test -d "$$VIDEOS" || { echo "VIDEOS is '$$VIDEOS', but there is no such folder; name the one your videos are in."; exit 2; }
+	@find -H "$$VIDEOS" -type f | grep -qiE '\.(mp4|m4v|mov|mkv|webm|avi)$$' || { echo "VIDEOS is '$$VIDEOS', but no video is in it (mp4, m4v, mov, mkv, webm or avi)."; exit 2; }
+
 demo: setup
+ifeq ($(strip $(VIDEOS)),)
 	$(PY) -m data_pipeline generate $(DATA)/clips --clips $(CLIPS) --seed 0
 	$(PY) -m data_pipeline index $(DATA)/clips --out $(DATA)/manifest
 	$(DEVICES) $(PY) -m vdm_jax train --config=experiments/demo.py --workdir=$(RUN) --minutes=$(MINUTES)
 	$(PY) -m vdm_jax sample $(RUN) --prompts=experiments/demo_prompts.txt --frames=8 --height=24 --width=24 --out=$(RUN)/samples
+else
+	$(PY) -m data_pipeline index "$$VIDEOS" --out $(DATA)/manifest --shots
+	$(DEVICES) $(PY) -m vdm_jax train --config=experiments/own.py --config.knobs.manifest=$(DATA)/manifest --workdir=$(RUN) --minutes=$(MINUTES)
+	$(PY) -m vdm_jax sample $(RUN) --prompts=$(DATA)/manifest/captions.txt --frames=8 --height=24 --width=40 --out=$(RUN)/samples
+endif
+	@ls -1 $(RUN)/loss.png $(RUN)/summary.json
+
+bunny: setup
+	PY=$(PY) experiments/get_bunny.sh $(DATA)/film
+	cp experiments/bunny_captions.jsonl $(DATA)/film/captions.jsonl
+	$(PY) -m data_pipeline index $(DATA)/film --out $(DATA)/manifest --shots
+	$(DEVICES) $(PY) -m vdm_jax train --config=experiments/bunny.py --config.knobs.manifest=$(DATA)/manifest --workdir=$(RUN) --minutes=$(MINUTES)
+	$(PY) -m vdm_jax sample $(RUN) --prompts=$(DATA)/manifest/captions.txt --frames=8 --height=24 --width=40 --out=$(RUN)/samples
 	@ls -1 $(RUN)/loss.png $(RUN)/summary.json
 
 test: setup

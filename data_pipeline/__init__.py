@@ -1,6 +1,7 @@
 """From folders of video to packed rows of patches: numpy and grain, no jax.
 
-    sources -> probe -> index -> manifest        what there is, measured once
+    sources, captions -> probe, shots
+        -> index -> manifest                     what there is, measured once
     order -> sizes, clips -> bins -> plan        which examples share a row: metadata alone
     decode -> rows -> loaders                    pixels, decoded where the plan put them
     report                                       what a plan would do

@@ -25,8 +25,10 @@ def main(words: Sequence[str] | None = None) -> int:
     else:
         console = Console(stderr=True)
         for name, value in found.items():
-            said = ", ".join(f"{k} {v}" for k, v in value.items()) if name == "skipped" else value
-            console.print(f"{name}: {said or 'none'}", soft_wrap=True, markup=False)
+            if isinstance(value, dict):
+                value = ", ".join(f"{key} {count}" for key, count in value.items())
+            for line in value if isinstance(value, list) else [value or "none"]:
+                console.print(f"{name}: {line}", soft_wrap=True, markup=False)
     return 0
 
 
@@ -35,7 +37,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     if args.verb == "index":
         from data_pipeline.index import index
 
-        return index(args.source, args.out, threads=args.threads)
+        return index(args.source, args.out, cut=args.shots, threads=args.threads)
     if args.verb == "judge":
         from data_pipeline.exam import examine
 
@@ -51,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     index = verbs.add_parser("index", help="probe a folder of videos and images; write a manifest")
     index.add_argument("source", help="the folder")
     index.add_argument("--out", required=True, help="the folder of the manifest")
+    index.add_argument("--shots", action="store_true", help="cut films: each shot is a clip")
     index.add_argument("--threads", type=_count, default=None, help="files probed at once")
     make = verbs.add_parser("generate", help="write captioned videos of moving shapes")
     make.add_argument("directory", help="the folder to write to")

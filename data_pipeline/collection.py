@@ -20,7 +20,8 @@ class Clips:
     manifest: manifest.Manifest
     names: Sequence[str]
     id: np.ndarray  # (clips, 2) uint64: the first and second 8 bytes of SHA-256 of the name
-    first: np.ndarray  # seconds of presentation time of the first frame
+    first: np.ndarray  # seconds of presentation time in the file: the first frame
+    end: np.ndarray  # and the first one behind the last
     frames: np.ndarray
     rate: np.ndarray  # frames a second; 0 for a still image
     still: np.ndarray  # an image file, not a film of one frame
@@ -45,6 +46,7 @@ def gather(found: manifest.Manifest, tokenizer: Tokenizer) -> Clips:
         names=names,
         id=np.array([keys.identity(name) for name in names], np.uint64).reshape(-1, 2),
         first=found.column("start_s"),
+        end=np.where(found.column("fps_num") > 0, found.column("end_s"), np.inf),
         frames=found.column("n_frames").astype(np.int64),
         rate=found.column("fps_num") / found.column("fps_den"),
         still=np.array([is_still(uri) for uri in found.table["uri"].to_pylist()]),

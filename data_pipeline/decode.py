@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import os
 import stat
 import time
@@ -54,10 +55,11 @@ class Limits:
 class View:
     """Which part of a clip: `frames` at first + offset + i / rate seconds of presentation time,
     resized to `resized` (height, width), of which the middle `size` is kept. `first` is the time of
-    the file's first frame, `stored` its size, upright, and `bytes` the file's length, all as they
-    were when it was indexed."""
+    the clip's first frame in the file and `end` that of the first frame behind it, `stored` the
+    file's size, upright, and `bytes` its length, all as they were when it was indexed."""
 
     first: float = 0.0
+    end: float = np.inf
     offset: float = 0.0
     rate: float
     frames: int
@@ -242,13 +244,10 @@ def _video(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
     out = np.empty((view.frames, *view.size, 3), np.uint8)
     scaler = VideoReformatter()  # one a clip: setting it up costs more than scaling a small frame
     with open_video(file, limits) as (container, stream):
-        if view.offset > 0 and stream.time_base:
-            # Half a period early: the frame nearest to the first time may come before it.
-            early = max(view.first, view.first + view.offset - 0.5 / view.rate)
-            target = round(early / float(stream.time_base))
-            container.seek(target, stream=stream, backward=True)
+        # Half a period early: the frame nearest to the first time may come before it.
+        early = max(view.first, view.first + view.offset - 0.5 / (view.rate or np.inf))
         filled = 0
-        for index, frame in _nearest(whole_frames(container, stream), view, limits):
+        for index, frame in _nearest(_frames_from(container, stream, early), view, limits):
             if upright_size(frame) != view.stored:
                 raise BadClip("size", f"{upright_size(frame)}, not as indexed")
             out[index] = view.crop(_picture(frame, view.resized, scaler))
@@ -258,16 +257,40 @@ def _video(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
     return out
 
 
+def _frames_from(container: Any, stream: Any, time: float) -> Iterator[tuple[float, Any]]:
+    """`whole_frames` from `time` or earlier on; a film's beginning is not sought."""
+    tick = stream.time_base
+    begin = float((stream.start_time or 0) * tick) if tick else np.inf
+    if time <= begin + TOLERANCE_S:
+        return whole_frames(container, stream)
+    back = 0.0
+    while True:
+        target = max(begin, time - back)
+        container.seek(round(target / float(tick)), stream=stream, backward=True)
+        frames = whole_frames(container, stream)
+        head = next(frames, None)
+        # Containers seek by decoding time: where frames are stored out of order, the place found
+        # may be shown later than was asked for.
+        if target == begin or (head is not None and head[0] <= time + TOLERANCE_S):
+            return frames if head is None else itertools.chain([head], frames)
+        back = 2 * back or 1.0
+
+
 def _nearest(
     frames: Iterator[tuple[float, Any]], view: View, limits: Limits
 ) -> Iterator[tuple[int, Any]]:
-    """(index, the frame nearest in time to `view.times[index]`), each index once and in order."""
+    """(index, the frame of the clip nearest in time to `view.times[index]`), each index once and in
+    order; frames of the file that lie before or behind the clip are passed over."""
     times = view.times
     period = 1 / view.rate if view.rate else np.inf
     index, before = 0, None
     for count, (now, frame) in enumerate(frames):
         if count >= limits.frames:
             raise BadClip("too_large", "too many frames")
+        if now < view.first - TOLERANCE_S:
+            continue
+        if now >= view.end - TOLERANCE_S:
+            break
         while index < len(times) and now >= times[index] - TOLERANCE_S:
             early = before is not None and times[index] - before[0] < now - times[index]
             yield index, before[1] if early and before is not None else frame
@@ -275,7 +298,7 @@ def _nearest(
         if index == len(times):
             return
         before = now, frame
-    # The stream ended; its last frame stands for times up to half a period after it.
+    # The clip ended; its last frame stands for times up to half a period after it.
     while before is not None and index < len(times) and times[index] - before[0] < period / 2:
         yield index, before[1]
         index += 1

@@ -170,6 +170,11 @@ class PackedVideo:
     def _split(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
         return split(self._sources, self.holdout)
 
+    @property
+    def held_out(self) -> int:
+        """How many clips are held out: none of a single one, whatever `holdout` says."""
+        return sum(map(len, self._split[1]))
+
     @cached_property
     def _planner(self) -> Planner:
         """Raises: DataError, code 2, for every problem with the settings."""

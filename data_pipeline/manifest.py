@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | clip_id | string | names the clip for ever: noise, order and hold-out hang on it |
 | uri | string | path relative to the root of the source |
-| start_s, end_s | float64 | presentation times in the file: first frame, end of the last frame |
+| start_s, end_s | float64 | presentation times: first frame, the file's next one after the last |
 | fps_num, fps_den | int64 | measured frame rate; 0/1 for a still image |
 | height, width | int32 | pixels, after rotation |
 | n_frames | int32 | counted, not read from a header |
@@ -15,8 +15,11 @@
 | sha256 | string | of the file |
 | bytes | int64 | of the file: a file that changed later is noticed without hashing it |
 
-A manifest is a folder: `clips.parquet`, `tokenizer.json`, `skipped.jsonl`. The path from it to the
-root of the source is kept in the table's metadata, so that both can be moved together.
+Several rows may be parts of one file: its shots.
+
+A manifest is a folder: `clips.parquet`, `tokenizer.json`, `skipped.jsonl`, and `captions.txt`, the
+most frequent captions, to sample with. The path from it to the root of the source is kept in the
+table's metadata, so that both can be moved together.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from data_pipeline.errors import DataError
 TABLE = "clips.parquet"
 TOKENIZER = "tokenizer.json"
 SKIPPED = "skipped.jsonl"
+PROMPTS = "captions.txt"
 ROOT = b"root"
 SCHEMA = pa.schema(
     [

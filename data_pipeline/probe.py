@@ -1,17 +1,19 @@
 """What a file really holds, found by demuxing and decoding it: headers lie.
 
 Presentation times come from the packets. Frames are counted by decoding; a long film is decoded in
-three places instead and its packets are counted.
+three places instead and its packets are counted. A film that is to be cut is decoded as a whole.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from data_pipeline.decode import (
     Limits,
@@ -45,60 +47,99 @@ class Found:
     bytes: int
 
 
+class Cuts(Protocol):
+    """Watches a film."""
+
+    @property
+    def places(self) -> Sequence[int]:
+        """The numbers of the frames with which another shot begins, rising, none of them 0."""
+
+    def see(self, frame: Any) -> None:
+        """The next frame."""
+
+
 def probe(path: Path, *, still: bool, limits: Limits | None = None) -> Found:
     """Look at one file.
 
     Raises:
       BadClip: it cannot be trained on, and why.
     """
-    limits = limits or Limits()
+    (found,) = _guarded(path, limits or Limits(), _still if still else _film)
+    return found
+
+
+def probe_shots(path: Path, cuts: Cuts, *, limits: Limits | None = None) -> list[Found]:
+    """Look at all of a film; each of its shots, in order.
+
+    Raises:
+      BadClip: as `probe`.
+    """
+    return _guarded(path, limits or Limits(), lambda file, limits: _film(file, limits, cuts))
+
+
+def _guarded(
+    path: Path, limits: Limits, look: Callable[[IO[bytes], Limits], list[dict[str, Any]]]
+) -> list[Found]:
     try:
         with open_regular(path, limits) as file:
             size = os.fstat(file.fileno()).st_size
             digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
             file.seek(0)
-            found = _still(file, limits) if still else _film(file, limits)
+            parts = look(file, limits)
     except OSError as error:
         raise BadClip("read", str(error)) from error
     except BadClip:
         raise
     except Exception as error:  # as in `decode`: a broken file may fail in any way
         raise BadClip("decoder", f"{type(error).__name__}: {error}") from error
-    return Found(sha256=digest, bytes=size, **found)
+    return [Found(sha256=digest, bytes=size, **part) for part in parts]
 
 
-def _still(file: IO[bytes], limits: Limits) -> dict[str, Any]:
+def _still(file: IO[bytes], limits: Limits) -> list[dict[str, Any]]:
     picture = load_image(file, limits)
     size: dict[str, float] = {"height": picture.height, "width": picture.width}
     no_time = {"start_s": 0.0, "end_s": 0.0, "fps_num": 0, "fps_den": 1}
-    return {**no_time, **size, "n_frames": 1, "rotation": 0}
+    return [{**no_time, **size, "n_frames": 1, "rotation": 0}]
 
 
-def _film(file: IO[bytes], limits: Limits) -> dict[str, Any]:
+def _film(file: IO[bytes], limits: Limits, cuts: Cuts | None = None) -> list[dict[str, Any]]:
     with open_video(file, limits) as (container, stream):
         ticks = _packet_times(container, stream, limits)
-        if len(ticks) > WHOLE:
+        if len(ticks) > WHOLE and cuts is None:
             places = {
                 _try(container, stream, tick, TRIED)[0]
                 for tick in (ticks[0], ticks[len(ticks) // 2], ticks[-TRIED])
             }
             if len(places) > 1:
                 raise BadClip("size", "changes within the clip")
-            ((height, width, rotation),) = places
+            (shape,) = places
         else:
-            (height, width, rotation), ticks = _try(container, stream, ticks[0], limits.frames)
+            see = cuts.see if cuts else None
+            shape, ticks = _try(container, stream, ticks[0], limits.frames, see)
         base = Fraction(stream.time_base)
-        rate = Fraction(0)
-        if len(ticks) > 1:
-            rate = (len(ticks) - 1) / ((ticks[-1] - ticks[0]) * base)
-            rate = rate.limit_denominator(100_000)
-            if not 0 < rate <= FASTEST:
-                raise BadClip("timestamps", f"{float(rate):g} frames a second")
-        start = float(ticks[0] * base)
-        end = float(ticks[-1] * base) + (float(1 / rate) if rate else 0.0)
+    bounds = [0, *(cuts.places if cuts else ()), len(ticks)]
+    return [_part(shape, ticks, base, *ends) for ends in itertools.pairwise(bounds)]
+
+
+def _part(
+    shape: tuple[int, int, int], ticks: list[int], base: Fraction, first: int, behind: int
+) -> dict[str, Any]:
+    """Columns of the frames first .. behind - 1."""
+    inside, rate = ticks[first:behind], Fraction(0)
+    if len(inside) > 1:
+        rate = (len(inside) - 1) / ((inside[-1] - inside[0]) * base)
+        rate = rate.limit_denominator(100_000)
+        if not 0 < rate <= FASTEST:
+            raise BadClip("timestamps", f"{float(rate):g} frames a second")
+    if behind < len(ticks):
+        end = float(ticks[behind] * base)
+    else:
+        end = float(inside[-1] * base) + (float(1 / rate) if rate else 0.0)
+    height, width, rotation = shape
     return {
-        "start_s": start, "end_s": end, "fps_num": rate.numerator, "fps_den": rate.denominator,
-        "height": height, "width": width, "n_frames": len(ticks), "rotation": rotation,
+        "start_s": float(inside[0] * base), "end_s": end,
+        "fps_num": rate.numerator, "fps_den": rate.denominator,
+        "height": height, "width": width, "n_frames": len(inside), "rotation": rotation,
     }  # fmt: skip
 
 
@@ -126,7 +167,11 @@ def _packet_times(container: Any, stream: Any, limits: Limits) -> list[int]:
 
 
 def _try(
-    container: Any, stream: Any, start: int, most: int
+    container: Any,
+    stream: Any,
+    start: int,
+    most: int,
+    see: Callable[[Any], None] | None = None,
 ) -> tuple[tuple[int, int, int], list[int]]:
     """((height, width, rotation), ticks) of at most `most` frames from `start` on, which must agree
     in shape."""
@@ -138,6 +183,8 @@ def _try(
         if shape != now:
             raise BadClip("size", "changes within the clip")
         ticks.append(frame.pts)
+        if see is not None:
+            see(frame)
         if len(ticks) == most:
             break
     if shape is None:

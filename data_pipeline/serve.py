@@ -143,6 +143,7 @@ class Reader:
         clip = int(example["clip"])
         view = View(
             first=float(clips.first[clip]),
+            end=float(clips.end[clip]),
             offset=float(example["offset"]),
             rate=float(example["rate"]),
             frames=int(example["frames"]),

@@ -1,8 +1,11 @@
 """A folder of video and still images, walked in an order that does not depend on the disk.
 
-A caption lies beside its file: `name.txt` (a caption a line), or `name.json` with `caption` or
-`captions`; else it is the name of the folder the file lies in. Whatever else `name.json` says
-becomes the clip's label.
+A caption is what the first of these says:
+
+    1. sidecar  `name.txt` beside `name.mp4`, a caption a line; an empty one says: no caption
+    2. sidecar  `name.json` with `caption` or `captions`; what else it says is the clip's label
+    3. table    `captions.csv` or `captions.jsonl` in a folder above (`captions.py`)
+    4. folder   the name of the folder the file lies in
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+from data_pipeline import captions as tables
 from data_pipeline.decode import Limits, open_regular
 from data_pipeline.errors import BadClip, DataError
 from data_pipeline.text import clean
@@ -35,45 +40,65 @@ class Entry:
         return self.root / self.uri
 
 
+class Said(NamedTuple):
+    """What is known of a clip beside its pixels, and which of `ORIGINS` its captions are from."""
+
+    captions: list[str]
+    label: str
+    origin: str
+
+
+ORIGINS = ("sidecar", "table", "folder", "none")
+
+
 def is_still(uri: str) -> bool:
     """Whether a name is that of a still image."""
     return os.path.splitext(uri)[1].lower() in IMAGES
 
 
-def walk(root: str | os.PathLike) -> Iterator[Entry]:
-    """Every file that is called a video or an image, sorted; links to folders are not followed.
+def walk(root: str | os.PathLike) -> tuple[list[Entry], list[str]]:
+    """(every file that is called a video or an image, the path of every table of captions), sorted;
+    links to folders are not followed.
 
     Raises:
       DataError: code 2, no such folder.
     """
     if not Path(root).is_dir():
         raise DataError(f"there is no folder '{root}' to index.", code=2)
-    yield from _walk(Path(root), "")
+    uris = list(_walk(Path(root), ""))
+    entries = [
+        Entry(Path(root), uri, is_still(uri))
+        for uri in uris
+        if is_still(uri) or os.path.splitext(uri)[1].lower() in VIDEOS
+    ]
+    return entries, [uri for uri in uris if os.path.basename(uri) in tables.NAMES]
 
 
-def _walk(root: Path, inside: str) -> Iterator[Entry]:
+def _walk(root: Path, inside: str) -> Iterator[str]:
     for name in sorted(os.listdir(root / inside)):
         uri = f"{inside}{name}"
-        if is_still(uri) or os.path.splitext(uri)[1].lower() in VIDEOS:
-            yield Entry(root, uri, is_still(uri))
+        yield uri
         if (root / uri).is_dir() and not (root / uri).is_symlink():
             yield from _walk(root, f"{uri}/")
 
 
-def describe(entry: Entry) -> tuple[list[str], str]:
-    """(captions, label) of a file, from what lies beside it; a sidecar that cannot be read is
+def describe(entry: Entry, table: list[str] | None = None) -> Said:
+    """What is said of a file, `table` being what the tables say; a sidecar that cannot be read is
     as good as none."""
     said = _json(_beside(entry, ".json"))
     listed = said.pop("captions", None)
     captions = [said.pop("caption", ""), *(listed if isinstance(listed, list) else [listed])]
-    written = _beside(entry, ".txt")
+    written, origin = _beside(entry, ".txt"), "sidecar"
     if written is not None:
-        captions = list(written.splitlines()) or [""]
+        captions = list(written.splitlines())
     captions = [clean(text) for text in captions if isinstance(text, str) and clean(text)]
     if not captions and written is None:
+        captions, origin = table or [], "table"
+    if not captions and written is None:
         folder = entry.path.parent.name or entry.path.parent.resolve().name
-        captions = [clean(folder.replace("_", " "))]
-    return captions, json.dumps(said, sort_keys=True) if said else ""
+        captions, origin = [clean(folder.replace("_", " "))], "folder"
+    label = json.dumps(said, sort_keys=True) if said else ""
+    return Said(captions, label, origin if captions else "none")
 
 
 def _beside(entry: Entry, suffix: str) -> str | None:

@@ -1,12 +1,39 @@
-"""What experiments share: how a variant is chosen, and the text condition most of them have."""
+"""What experiments share: choosing a variant, text conditions, a small run of any footage.
+
+`small_run` is what `own.py` and `bunny.py` train; its numbers are those named at the top, those in
+`knobs`, and the arguments.
+"""
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from data_pipeline.loaders import PackedVideo, Source
+from data_pipeline.sizes import Area
 from vdm_jax.config import UserError, spec, suggestion
+from vdm_jax.denoiser import Denoiser
+from vdm_jax.diffusion.guides import Constant, Guidance
+from vdm_jax.diffusion.parameterization import X0
+from vdm_jax.diffusion.prior import Prior
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.sample import Sampler
+from vdm_jax.diffusion.schedule import Straight
+from vdm_jax.diffusion.steppers import Euler
+from vdm_jax.diffusion.times import LogitNormal, Stratified
+from vdm_jax.diffusion.weights import MinSnr
+from vdm_jax.nets.dit import DiT
 from vdm_jax.nets.encoders import TextEmbedding
+from vdm_jax.nets.modulation import Shared
+from vdm_jax.nets.positions import Rotary, Sincos
+from vdm_jax.objectives.denoise import Denoise
 from vdm_jax.signals import PackedText, PooledText, Signal
+from vdm_jax.stage import Stage
+from vdm_jax.train.optim import AdamW, Muon, Optimizer, WarmupCosine
+from vdm_jax.train.run import Prompt, Run
+
+SMALL_PATCH = (2, 4, 4)
+SMALL_VOCAB = 2048
+SMALL_TEXT = 48  # tokens of a caption that are read
 
 
 def variant(arg: str | None, known: tuple[str, ...]) -> str:
@@ -37,3 +64,99 @@ def text_signals(
         vector = spec(PooledText, max_length=length, width=width, encoder=embedding())
         signals += (spec(Signal, key="text", slot="vector", drop=drop, embed=vector),)
     return signals
+
+
+def small_knobs(manifest: str, smoke: bool, **other: float) -> ConfigDict:
+    """What `small_run` reads; `other` numbers take the place of these."""
+    usual = {
+        "manifest": manifest,
+        "seed": 0,
+        "steps": 8 if smoke else 4000,
+        "width": 32 if smoke else 96,
+        "learning_rate": 2e-3,
+        "muon_rate": 1e-2,
+        "text_drop": 0.1,
+        "guidance": 2.0,
+        "fps": 8.0,
+        "least_area": 24.0 * 24,
+        "most_area": 40.0 * 40,
+    }
+    return ConfigDict(usual | other)
+
+
+def small_run(
+    knobs: ConfigDict, *, smoke: bool, prompts: tuple[Prompt, ...] = (), credit: str = ""
+) -> ConfigDict:
+    """Footage of any size on a CPU: every clip is shrunk to an area within `knobs`, shown at
+    `fps`, and cut to the frames that a row of tokens holds; the rest comes at later visits."""
+    data = spec(
+        PackedVideo,
+        sources=(spec(Source, manifest=knobs.get_ref("manifest")),),
+        patch=SMALL_PATCH,
+        tokens=256 if smoke else 512,
+        text_tokens=160 if smoke else 256,
+        segments=8 if smoke else 16,
+        rows=2 if smoke else 4,
+        seed=knobs.get_ref("seed"),
+        size=spec(Area, low=knobs.get_ref("least_area"), high=knobs.get_ref("most_area")),
+        fps=knobs.get_ref("fps"),
+        holdout=0.1,
+        block=64 if smoke else 4096,
+    )
+    muon = spec(Muon, learning_rate=knobs.get_ref("muon_rate"))
+    adam = spec(AdamW, learning_rate=knobs.get_ref("learning_rate"))
+    rules = ((r"backbone/unit.*kernel$", muon), (".*", adam))
+    schedule = spec(WarmupCosine, steps=50, total=knobs.get_ref("steps"), final=0.05)
+    return spec(
+        Run,
+        stage=_small_stage(smoke, knobs),
+        objective=spec(
+            Denoise,
+            times=spec(LogitNormal, mean=0.5, base=spec(Stratified)),
+            weight=spec(MinSnr, floor=1.0),
+        ),
+        data=data,
+        optimizer=spec(Optimizer, rules=rules, schedule=schedule),
+        seed=knobs.get_ref("seed"),
+        steps=knobs.get_ref("steps"),
+        ema=(0.995,),
+        save_every=4 if smoke else 500,
+        validate_every=4 if smoke else 500,
+        validation_rows=2 if smoke else 4,
+        prompts=() if smoke else prompts,
+        credit=credit,
+        knobs=knobs,
+    )
+
+
+def _small_stage(smoke: bool, knobs: ConfigDict) -> ConfigDict:
+    """The parts of `demo.py`, which says why each of them."""
+    width, patch = knobs.get_ref("width"), SMALL_PATCH
+    signals = text_signals(
+        vocab=SMALL_VOCAB,
+        width=width,
+        length=SMALL_TEXT,
+        drop=knobs.get_ref("text_drop"),
+        pooled=True,
+    )
+    backbone = spec(
+        DiT,
+        width=width,
+        depth=2 if smoke else 4,
+        heads=4,
+        patch_features=3 * patch[0] * patch[1] * patch[2],
+        positions=(spec(Sincos, axes="xy"), spec(Sincos, axes="t"), spec(Rotary)),
+        modulation=spec(Shared),
+        cross=("text",),
+        layers="loop",
+    )
+    guidance = spec(Guidance, scales=(spec(Constant, value=knobs.get_ref("guidance")),))
+    sampler = spec(Sampler, stepper=spec(Euler), steps=4 if smoke else 32, guides=(guidance,))
+    return spec(
+        Stage,
+        denoiser=spec(Denoiser, backbone=backbone, parameterization=spec(X0), signals=signals),
+        process=spec(Process, schedule=spec(Straight), path="linear"),
+        prior=spec(Prior),
+        sampler=sampler,
+        patch=patch,
+    )

@@ -46,6 +46,19 @@ def lossless(path: Path, video: np.ndarray, times: list[int]) -> Path:
     return path
 
 
+def reordered(path: Path, video: np.ndarray, codec: str, **options: str) -> Path:
+    """Groups of twelve frames, stored in another order than they are shown in."""
+    kind = {".mp4": "mp4", ".avi": "avi", ".mkv": "matroska"}[path.suffix]
+    with av.open(str(path), "w", format=kind) as container:
+        stream = container.add_stream(codec, rate=24)
+        stream.height, stream.width = video.shape[1:3]
+        stream.pix_fmt, stream.options = "yuv420p", {"g": "12", "bf": "2"} | options
+        for picture in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
 def cut(share: float) -> Callable[[Path], None]:
     """A whole file of which only the first part is there."""
 

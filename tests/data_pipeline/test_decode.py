@@ -19,6 +19,7 @@ from tests.data_pipeline.corpus import (
     lossless,
     mp4,
     patched,
+    reordered,
 )
 
 
@@ -60,6 +61,47 @@ def test_a_seek_within_groups_of_pictures_is_exact(tmp_path):
     for start in (1, 13, 29, 38):
         part = view(2, (16, 24), first=found.start_s, offset=start / rate, rate=rate)
         assert np.array_equal(decode(path, part, still=False), whole[start : start + 2])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mp4", "mpeg4"), ("a.avi", "mpeg4"), ("a.mp4", "libx264"), ("a.mkv", "libx265")],
+)
+def test_every_frame_is_found_wherever_the_container_seeks_to(name, codec, tmp_path):
+    """Each frame, and each clip of three that starts anywhere, is that of decoding from the
+    beginning: seeking by decoding time may end up behind the frame that is wanted."""
+    quiet = {"x265-params": "log-level=none:open-gop=1"} if codec == "libx265" else {}
+    path = reordered(tmp_path / name, film(40), codec, **quiet)
+    found = probe(path, still=False)
+    rate, count = found.fps_num / found.fps_den, found.n_frames
+    assert count > 30
+    whole = decode(path, view(count, (16, 24), first=found.start_s, rate=rate), still=False)
+    for start in range(count - 3):
+        time = start / rate
+        one = view(1, (16, 24), first=found.start_s, offset=time, rate=0)
+        assert np.array_equal(decode(path, one, still=False), whole[start : start + 1])
+        clip = view(
+            3, (16, 24), first=found.start_s + time, end=found.start_s + time + 3 / rate, rate=rate
+        )
+        assert np.array_equal(decode(path, clip, still=False), whole[start : start + 3])
+
+
+def test_a_clip_ends_where_the_next_begins(even):
+    """Frames 7 to 11 are the clip: what is asked of it beyond them is not its neighbour's."""
+    path, video = even
+    clip = {"first": 0.7, "end": 1.2, "rate": 10.0}
+    assert np.array_equal(decode(path, view(5, (16, 24), **clip), still=False), video[7:12])
+    with pytest.raises(BadClip, match="short"):
+        decode(path, view(6, (16, 24), **clip), still=False)
+    nearer_before = view(1, (16, 24), **clip | {"first": 0.66, "end": 1.2})
+    assert np.array_equal(decode(path, nearer_before, still=False), video[7:8])
+    for offset, kept in ((0.44, True), (0.46, False)):  # frame 12 is nearer to 1.16 s
+        asked = view(1, (16, 24), **clip | {"offset": offset})
+        if kept:
+            assert np.array_equal(decode(path, asked, still=False), video[11:12])
+        else:
+            with pytest.raises(BadClip, match="short"):
+                decode(path, asked, still=False)
 
 
 def test_uneven_times_take_the_nearest_frame(tmp_path):

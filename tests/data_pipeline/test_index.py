@@ -11,7 +11,7 @@ import pytest
 
 from data_pipeline import manifest
 from data_pipeline.__main__ import main
-from data_pipeline.errors import BadClip, DataError
+from data_pipeline.errors import DataError
 from data_pipeline.index import index, look
 from data_pipeline.sources import Entry, describe, is_still, walk
 from tests.data_pipeline.corpus import ACCEPTED, REFUSED, mp4
@@ -21,9 +21,10 @@ from tests.data_pipeline.corpus import ACCEPTED, REFUSED, mp4
 def test_a_bad_file_gets_a_class(name, tmp_path):
     make, classes = REFUSED[name]
     make(tmp_path / name)
-    found = look(Entry(tmp_path, name, is_still(name)))
-    assert isinstance(found, BadClip)
-    assert found.reason in classes
+    for cut in (False, True):
+        found = look(Entry(tmp_path, name, is_still(name)), cut=cut)
+        assert found.rows == []
+        assert [one["reason"] in classes for one in found.skipped] == [True]
 
 
 def test_a_film_cut_between_packets_is_noticed(tmp_path):
@@ -34,18 +35,20 @@ def test_a_film_cut_between_packets_is_noticed(tmp_path):
     assert len(ends) == 6
     for end in sorted(ends)[:-1]:
         (tmp_path / "a.mp4").write_bytes(whole[:end])
-        found = look(Entry(tmp_path, "a.mp4", False))
-        assert isinstance(found, BadClip) and found.reason in ("truncated", "corrupt")
+        for cut in (False, True):
+            found = look(Entry(tmp_path, "a.mp4", False), cut=cut)
+            assert found.rows == [] and found.skipped[0]["reason"] in ("truncated", "corrupt")
 
 
 @pytest.mark.parametrize("name", ACCEPTED, ids=lambda name: name[:20])
 def test_a_strange_but_whole_file_is_measured(name, tmp_path):
     make, size = ACCEPTED[name]
     make(tmp_path / name)
-    found = look(Entry(tmp_path, name, is_still(name)))
-    assert not isinstance(found, BadClip), found
+    (found,) = look(Entry(tmp_path, name, is_still(name))).rows
     assert (found["n_frames"], found["height"], found["width"]) == size
     assert (found["fps_num"] == 0) == (size[0] == 1)
+    # A film that is not cut is measured alike when it is looked at for cuts.
+    assert look(Entry(tmp_path, name, is_still(name)), cut=True).rows == [found]
 
 
 def test_a_folder_of_everything_is_indexed_and_counted(tmp_path, capsys):
@@ -94,7 +97,7 @@ def caption_of(folder, **beside):
     folder.mkdir()
     for suffix, text in beside.items():
         (folder / f"clip.{suffix}").write_text(text)
-    return describe(Entry(folder, "clip.mp4", False))
+    return describe(Entry(folder, "clip.mp4", False))[:2]
 
 
 def test_captions_lie_beside_their_file(tmp_path):
@@ -115,7 +118,7 @@ def test_links_to_folders_are_not_followed(tmp_path):
     (tmp_path / "in").mkdir()
     mp4(tmp_path / "in" / "a.mp4")
     (tmp_path / "in" / "again").symlink_to(tmp_path / "in")
-    assert [entry.uri for entry in walk(tmp_path / "in")] == ["a.mp4"]
+    assert [entry.uri for entry in walk(tmp_path / "in")[0]] == ["a.mp4"]
 
 
 @pytest.mark.parametrize(

@@ -246,7 +246,8 @@ def table_of(n):
     return Clips(
         manifest=Manifest(rows, None, None), names=[f"clip {k}" for k in i],
         id=np.stack([i * 2654435761 % 2**32, i], axis=1).astype(np.uint64),
-        first=np.zeros(n), frames=1 + i * 7 % 33, rate=np.where(i * 7 % 33 > 0, 8.0, 0.0),
+        first=np.zeros(n), end=np.full(n, np.inf), frames=1 + i * 7 % 33,
+        rate=np.where(i * 7 % 33 > 0, 8.0, 0.0),
         still=i * 7 % 33 == 0, height=64 + i * 13 % 100, width=64 + i * 29 % 100,
         bytes=np.ones(n), captions=["x"] * (2 * n), starts=2 * np.arange(n + 1),
         words=1 + np.arange(2 * n) % 9,

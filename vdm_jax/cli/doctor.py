@@ -18,13 +18,16 @@ NEEDED_GIB = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--need", metavar="cpu|gpu|tpu", help="a problem unless JAX runs on it")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise UserError(f"unknown argument '{rest[0]}'; see vdm doctor --help.")
-    found = examine()
+    if args.need not in (None, "cpu", "gpu", "tpu"):
+        raise UserError(f"--need is '{args.need}'; it must be cpu, gpu or tpu.")
+    found = examine(args.need)
     if args.json:
         print(json.dumps(found))
     else:
@@ -42,7 +45,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 70 if found["problems"] else 0
 
 
-def examine() -> dict[str, Any]:
+def examine(need: str | None = None) -> dict[str, Any]:
     """What there is, and `problems`: one sentence each."""
     problems: list[str] = []
     versions: dict[str, str] = {"python": platform.python_version()}
@@ -56,7 +59,7 @@ def examine() -> dict[str, Any]:
         problems.append(
             f"{free:.1f} GiB of disk are free; checkpoints want {NEEDED_GIB:g} or more."
         )
-    devices = _devices(problems)
+    devices = _devices(problems, need)
     return {
         "versions": versions,
         "devices": devices,
@@ -66,7 +69,7 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _devices(problems: list[str]) -> dict[str, int]:
+def _devices(problems: list[str], need: str | None) -> dict[str, int]:
     if any("jax" in line for line in problems):
         return {}
     import jax
@@ -79,6 +82,10 @@ def _devices(problems: list[str]) -> dict[str, int]:
     kinds: dict[str, int] = {}
     for device in found:
         kinds[device.device_kind] = kinds.get(device.device_kind, 0) + 1
+    if need and jax.default_backend() != need:
+        problems.append(f"JAX runs on the {jax.default_backend()}, not on a {need}.")
     if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
-        problems.append("there is an NVIDIA driver but JAX runs on the CPU; install jax[cuda13].")
+        problems.append(
+            "there is an NVIDIA driver but JAX runs on the CPU; install requirements-gpu.txt."
+        )
     return kinds

@@ -23,7 +23,7 @@ FREE = (
     r"^optimizer\.schedule\.",
     r"^optimizer\.clip$",
     r"^(save|validate|sample)_every$",
-    r"^(keep|prompts|skip_limit|mesh|rules)\b",
+    r"^(keep|prompts|skip_limit|credit|mesh|rules)\b",
     r"^stage\.sampler\.",
     r"^stage\.denoiser\.backbone\.(remat|attention)\b",
     r"^data\.(threads|prefetch_mib|cache|max_bad)$",

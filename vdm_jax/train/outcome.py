@@ -1,4 +1,4 @@
-"""What a run leaves for people: `summary.json`, and one picture of its loss and its samples."""
+"""What a run leaves for people: `summary.json`, and one picture of its loss and what it can do."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from vdm_jax.train.log import read_lines
 from vdm_jax.train.meter import Meter
+from vdm_jax.train.reconstruct import Reconstruction
 from vdm_jax.train.state import TrainState
 
 STEP_PROGRAM = "jit(step)"
@@ -27,6 +28,8 @@ def write(
     meter: Meter,
     programs: Mapping[str, int],
     samples: Mapping[str, np.ndarray],
+    reconstructions: Sequence[Reconstruction] = (),
+    credit: str = "",
 ) -> None:
     """Add this start's figures to `summary.json`; draw `loss.png`. Process 0 only."""
     if jax.process_index() != 0:
@@ -47,7 +50,9 @@ def write(
             }
         },
     )
-    draw(folder / "loss.png", losses, list(samples.items()))
+    strips = [(prompt, _strip(video)) for prompt, video in samples.items()]
+    strips += [(_legend(one), _abreast(one)) for one in reconstructions]
+    draw(folder / "loss.png", losses, strips, credit)
 
 
 def update_summary(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,12 +79,15 @@ def mean_of(values: Sequence[float]) -> float | None:
 
 
 def draw(
-    path: Path, losses: Sequence[tuple[int, float]], samples: Sequence[tuple[str, np.ndarray]]
+    path: Path,
+    losses: Sequence[tuple[int, float]],
+    strips: Sequence[tuple[str, np.ndarray]],
+    credit: str = "",
 ) -> None:
-    """The loss, and below it some frames of each sample (prompt, uint8 t h w c) in a row."""
-    rows = len(samples)
-    figure = plt.figure(figsize=(8, 3 + 1.6 * rows), layout="constrained")
-    grid = figure.add_gridspec(1 + rows, 1, height_ratios=[3] + [1.6] * rows)
+    """The loss, and below it pictures (title, uint8 h w c), one under another; `credit` at last."""
+    heights = [3.0] + [0.3 + 7.5 * strip.shape[0] / strip.shape[1] for _, strip in strips]
+    figure = plt.figure(figsize=(8, sum(heights)), layout="constrained")
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = figure.add_subplot(grid[0])
     if losses:
         steps, values = np.array(losses).T
@@ -90,11 +98,13 @@ def draw(
         axes.set_yscale("log")
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
-    for row, (prompt, video) in enumerate(samples):
+    for row, (title, strip) in enumerate(strips):
         cell = figure.add_subplot(grid[1 + row])
-        cell.imshow(_strip(video), interpolation="nearest")
+        cell.imshow(strip, interpolation="nearest")
         cell.set_axis_off()
-        cell.set_title(prompt, fontsize=8, loc="left")
+        cell.set_title(title, fontsize=8, loc="left")
+    if credit:
+        figure.supxlabel(credit, fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -104,3 +114,16 @@ def _strip(video: np.ndarray, most: int = 6) -> np.ndarray:
     times = np.linspace(0, len(video) - 1, min(most, len(video))).round().astype(int)
     spaced = np.pad(video[times], ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
     return np.concatenate(list(spaced), axis=1)
+
+
+def _legend(one: Reconstruction) -> str:
+    tried = ", ".join(f"noised to t = {t:g} and what is made of it" for t, _, _ in one.tries)
+    return f"held out: the clip, {tried}"
+
+
+def _abreast(one: Reconstruction) -> np.ndarray:
+    """The clip, then each noised one and its estimate: two frames of each, in columns apart."""
+    videos = [one.clip, *(video for _, *pair in one.tries for video in pair)]
+    strips = [_strip(video, 2) for video in videos]
+    apart = [np.pad(s, ((0, 0), (0, 4), (0, 0)), constant_values=255) for s in strips]
+    return np.concatenate(apart, axis=1)

@@ -39,6 +39,7 @@ class Run:
       rules: name of the table that maps logical axes to mesh axes (`parallel/rules.py`).
       skip_limit: so many non-finite steps in a row end the run with exit code 5.
       validation_rows: rows of the held-out batch; 0 for none.
+      credit: whose pictures the data are; written below the run's own picture.
       wandb: arguments of `wandb.init` (project, name ...) to log there too.
     """
 
@@ -61,6 +62,7 @@ class Run:
     sample_every: Natural = 0
     prompts: tuple[Prompt, ...] = ()
     skip_limit: Count = 20
+    credit: str = ""
     wandb: Mapping[str, str] | None = None
     knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

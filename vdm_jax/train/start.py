@@ -28,6 +28,7 @@ from vdm_jax.train.meter import CompileCounter, Meter
 from vdm_jax.train.observe import Many, Samples, Validation
 from vdm_jax.train.profile import Profile
 from vdm_jax.train.program import Program, make_program, parameter_count
+from vdm_jax.train.reconstruct import Reconstruction, reconstruct
 from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
 
@@ -88,7 +89,10 @@ class Start:
             )  # fmt: skip
             code, state = loop(state, position)
             samples = last_samples(run, state, self.folder, writer) if code == 0 else {}
-        outcome.write(self.folder, state, loop.meter, compiled.programs, samples)
+            rebuilt = last_reconstructions(run, state) if code == 0 else []
+        outcome.write(
+            self.folder, state, loop.meter, compiled.programs, samples, rebuilt, run.credit
+        )
         self.console.print(f"wrote {self.workdir}/loss.png and {self.workdir}/summary.json")
         return code
 
@@ -208,11 +212,24 @@ def writers(run: Run, folder: Path) -> log.Writer:
 
 def observers(run: Run, folder: Path) -> Many:
     found: list[Any] = []
-    if run.validate_every:
+    if validates(run):
         found.append(Validation(run, run.data.validation(run.validation_rows).arrays))
     if run.sample_every:
         found.append(Samples(run, Tokenizer(str(folder / "tokenizer.json"))))
     return Many(tuple(found))
+
+
+def validates(run: Run) -> bool:
+    """Whether there is something to validate on: of a single clip nothing can be held out."""
+    return bool(run.validate_every and run.data.held_out)
+
+
+def last_reconstructions(run: Run, state: TrainState) -> list[Reconstruction]:
+    """Held-out clips, noised, and what the finished model makes of them."""
+    if not validates(run):
+        return []
+    arrays = run.data.validation(run.validation_rows).arrays
+    return reconstruct(run, state.ema[str(run.ema[0])], arrays)
 
 
 def last_samples(
