@@ -1,4 +1,5 @@
-# make demo      set up, write a small data set, train on it, sample from it   [MINUTES=10]
+# make demo      set up, write a small data set, train on it, sample, judge    [MINUTES=10]
+#                HOLDOUT=1 draws anew which combinations are never trained on
 #                VIDEOS=/my/videos trains on that folder instead (docs/your-videos.md);
 #                a new run for other videos: RUN=runs/another
 # make bunny     real footage: fetch Big Buck Bunny, cut it into shots, train  [MINUTES=30]
@@ -11,10 +12,16 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VIDEOS  ?=
 DEVICE  ?= cpu
 MINUTES ?= $(if $(filter bunny,$(MAKECMDGOALS)),30,10)
-CLIPS   ?= 1200
+CLIPS   ?= 8000
+ASKED   ?= 256
+HOLDOUT ?= 0
 NAME    := $(if $(filter bunny,$(MAKECMDGOALS)),bunny,$(if $(strip $(VIDEOS)),own,demo))
-RUN     ?= runs/$(NAME)
-DATA    ?= data/$(NAME)
+# Another draw of what is held out is other data, and another run.
+DRAW    := $(if $(filter-out demo0,$(NAME)$(HOLDOUT)),$(if $(filter demo,$(NAME)),-$(HOLDOUT)))
+RUN     ?= runs/$(NAME)$(DRAW)
+DATA    ?= data/$(NAME)$(DRAW)
+# Of the demo's minutes a fifth is for sampling what is judged.
+TRAIN   := $(shell awk 'BEGIN { print 0.8 * $(MINUTES) }')
 VENV    := .venv
 BIN     := $(VENV)/bin
 PY      := $(BIN)/python
@@ -50,10 +57,12 @@ videos:
 
 demo: setup
 ifeq ($(strip $(VIDEOS)),)
-	$(PY) -m data_pipeline generate $(DATA)/clips --clips $(CLIPS) --seed 0
+	$(PY) -m data_pipeline generate $(DATA)/clips --clips $(CLIPS) --seed 0 --holdout $(HOLDOUT)
+	$(PY) -m data_pipeline generate $(DATA)/unseen --clips $(ASKED) --seed 1 --holdout $(HOLDOUT) --unseen
 	$(PY) -m data_pipeline index $(DATA)/clips --out $(DATA)/manifest
-	$(DEVICES) $(PY) -m vdm_jax train --config=experiments/demo.py --workdir=$(RUN) --minutes=$(MINUTES)
-	$(PY) -m vdm_jax sample $(RUN) --prompts=experiments/demo_prompts.txt --frames=8 --height=24 --width=24 --out=$(RUN)/samples
+	$(DEVICES) $(PY) -m vdm_jax train --config=experiments/demo.py --config.knobs.manifest=$(DATA)/manifest --workdir=$(RUN) --minutes=$(TRAIN)
+	$(DEVICES) $(PY) -m vdm_jax sample $(RUN) --requests=$(DATA)/unseen/requests.jsonl --out=$(RUN)/samples
+	$(PY) -m data_pipeline judge $(RUN)/samples --truth $(DATA)/unseen --trained-on $(DATA)/clips --into $(RUN)/summary.json
 else
 	$(PY) -m data_pipeline index "$$VIDEOS" --out $(DATA)/manifest --shots
 	$(DEVICES) $(PY) -m vdm_jax train --config=experiments/own.py --config.knobs.manifest=$(DATA)/manifest --workdir=$(RUN) --minutes=$(MINUTES)

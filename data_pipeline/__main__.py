@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +23,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return error.code
     if args.json:
         print(json.dumps(found))
+    elif args.verb == "judge":
+        from data_pipeline.exam import table
+
+        Console(stderr=True).print(table(found))
     else:
         console = Console(stderr=True)
         for name, value in found.items():
@@ -41,10 +46,21 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     if args.verb == "judge":
         from data_pipeline.exam import examine
 
-        return examine(args.samples, args.truth, args.trained_on)
+        found = examine(args.samples, args.truth, args.trained_on)
+        if args.into:
+            _merge(found, Path(args.into))
+        return found
     from data_pipeline.generated import generate
 
     return generate(args.directory, args.clips, args.seed, holdout=args.holdout, unseen=args.unseen)
+
+
+def _merge(found: dict[str, Any], path: Path) -> None:
+    try:
+        old = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(old | found, indent=2, sort_keys=True) + "\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot add the report to '{path}' ({error}).", code=6) from None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("samples", help="the folder that `vdm sample --requests` wrote")
     judge.add_argument("--truth", required=True, help="the folder of unseen clips asked for")
     judge.add_argument("--trained-on", required=True, help="the folder of clips trained on")
+    judge.add_argument("--into", metavar="FILE", help="a JSON object to add the report to")
     for verb in (index, make, judge):
         verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser

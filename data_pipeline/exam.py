@@ -24,6 +24,7 @@ import numpy as np
 import PIL.Image
 from rich.console import Console
 from rich.progress import track
+from rich.table import Table
 from scipy.stats import binomtest
 
 from data_pipeline import generated, keys
@@ -55,6 +56,7 @@ def examine(samples: str, truth: str, trained_on: str) -> dict[str, Any]:
     real = [load(_file(Path(truth), one), one) for one in asked]
     seen = [look(video) for video in _bar(videos, "judging")]
     return {
+        "files": [str(Path(samples) / record["file"]) for record in _index(samples)],
         "judge": score(seen, asked),
         "judge_on_truth": score([look(video) for video in _bar(real, "truth")], asked),
         "judge_on_broken": {way: _accepted(way, asked, truth) for way in _bar(BROKEN, "broken")},
@@ -91,11 +93,8 @@ def load(path: Path, one: Scene) -> np.ndarray:
 
 def _made(samples: str, scenes: Sequence[Scene]) -> dict[int, np.ndarray]:
     """{index of the request: video} of a folder of samples."""
-    index = Path(samples) / "index.json"
-    if not index.is_file():
-        raise DataError(f"'{samples}' holds no index.json; sample into it first.", code=2)
     found = {}
-    for record in json.loads(index.read_text()):
+    for record in _index(samples):
         number = record["index"]
         if number >= len(scenes) or record["prompt"] != scenes[number].caption:
             raise DataError(
@@ -103,8 +102,15 @@ def _made(samples: str, scenes: Sequence[Scene]) -> dict[int, np.ndarray]:
                 f"'{record['prompt']}'.",
                 code=2,
             )
-        found[number] = load(index.parent / record["file"], scenes[number])
+        found[number] = load(Path(samples) / record["file"], scenes[number])
     return found
+
+
+def _index(samples: str) -> list[dict[str, Any]]:
+    index = Path(samples) / "index.json"
+    if not index.is_file():
+        raise DataError(f"'{samples}' holds no index.json; sample into it first.", code=2)
+    return json.loads(index.read_text())
 
 
 def _file(folder: Path, one: Scene) -> Path:
@@ -259,6 +265,24 @@ def thumbnail(video: np.ndarray) -> np.ndarray:
 
 def _distance(one: np.ndarray, known: np.ndarray) -> float:
     return float(np.sqrt(np.square(known - one).mean(axis=1).min()))
+
+
+def table(report: dict[str, Any]) -> Table:
+    """What a person wants to see of a report."""
+    shown = Table(title="what the videos show of what was asked")
+    for column in ("", "videos made", "true clips", "captions exchanged", "chance"):
+        shown.add_column(column, justify="left" if not column else "right")
+    others = report["permuted_prompts"]
+    for kind in KINDS:
+        made, true = report["judge"][kind], report["judge_on_truth"][kind]
+        shown.add_row(
+            kind,
+            f"{made['share']:.2f} ({made['low']:.2f} to {made['high']:.2f})",
+            f"{true['share']:.2f}",
+            f"{others[kind]['share']:.2f}",
+            f"{others['chance'][kind]:.2f}",
+        )
+    return shown
 
 
 def _bar(values: Iterable[Any], name: str) -> Iterable[Any]:

@@ -49,9 +49,9 @@ MOTIONS = {
 }  # fmt: skip
 STILL = ""  # the motion of an image
 SIDES = (16, 20, 24)
-RADIUS = (0.22, 0.30)  # of the shorter side
+RADIUS = (0.27, 0.34)  # of the shorter side
 TRAVEL = 0.9  # of the way that is left on both sides of a shape
-SWELL = 0.4  # of its radius, either way
+SWELL = 0.35  # of its radius, either way
 PATTERNS = ("plain", "gradient", "stripes", "checks")
 REQUESTS = "requests.jsonl"
 TONES = {"dark": (20, 75), "light": (180, 235)}
@@ -166,7 +166,7 @@ def render(one: Scene, seed: int, distance: Distance | None = None) -> np.ndarra
     # A path that stays inside: a little less than what is left on both sides of the shape.
     reach = np.array([one.width, one.height]) / 2 - radius
     middle = np.array([one.width, one.height]) / 2
-    aside = (np.array([say("x"), say("y")]) - 0.5) * 1.2 * reach * (np.array([dx, dy]) == 0)
+    aside = (np.array([say("x"), say("y")]) - 0.5) * reach * (np.array([dx, dy]) == 0)
     colour = np.array(COLOURS[one.colour], np.float64)
     video = np.empty((one.frames, one.height, one.width, 3), np.uint8)
     for frame, along in enumerate(np.linspace(-1, 1, one.frames) if one.frames > 1 else [0.0]):

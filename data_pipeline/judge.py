@@ -1,8 +1,8 @@
 """A judge of the demo's videos: which colour, shape and motion a clip shows, by its pixels.
 
 It knows how `generated` draws and nothing of who made the video. Backgrounds are nearly grey,
-shapes are not: pixels whose red, green and blue lie far apart give the shape's colour k, those where
-they lie close the background's b, and each pixel's cover is its place between the two,
+shapes are not: pixels whose red, green and blue lie far apart give the shape's colour k, those
+where they lie close the background's b, and each pixel's cover is its place between the two,
 
     c(p) = clip((p - b) . (k - b) / |k - b|^2, 0, 1),
 

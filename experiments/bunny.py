@@ -32,6 +32,7 @@ PROMPTS = (
 def get_config(arg: str | None = None) -> ConfigDict:
     smoke = base.variant(arg, ("smoke",)) == "smoke"
     area = 24.0 * 24 * 16 / 9  # 24 x 42.7, of which whole patches are kept
-    knobs = base.small_knobs("data/bunny/manifest", smoke, least_area=area, most_area=area)
+    knobs = base.footage_knobs("data/bunny/manifest", smoke, least_area=area, most_area=area)
     prompts = tuple(spec(Prompt, text=text, frames=8, height=24, width=40) for text in PROMPTS)
-    return base.small_run(knobs, smoke=smoke, prompts=prompts, credit=CREDIT)
+    size = base.footage(knobs)
+    return base.small_run(knobs, smoke=smoke, size=size, prompts=prompts, credit=CREDIT)

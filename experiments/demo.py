@@ -30,122 +30,26 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from data_pipeline.loaders import PackedVideo, Source
 from data_pipeline.sizes import Native
 from experiments import base
 from vdm_jax.config import spec
-from vdm_jax.denoiser import Denoiser
-from vdm_jax.diffusion.guides import Constant, Guidance
-from vdm_jax.diffusion.parameterization import X0
-from vdm_jax.diffusion.prior import Prior
-from vdm_jax.diffusion.process import Process
-from vdm_jax.diffusion.sample import Sampler
-from vdm_jax.diffusion.schedule import Straight
-from vdm_jax.diffusion.steppers import Euler
-from vdm_jax.diffusion.times import LogitNormal, Stratified
-from vdm_jax.diffusion.weights import MinSnr
-from vdm_jax.nets.dit import DiT
-from vdm_jax.nets.modulation import Shared
-from vdm_jax.nets.positions import Rotary, Sincos
-from vdm_jax.objectives.denoise import Denoise
-from vdm_jax.stage import Stage
-from vdm_jax.train.optim import AdamW, Muon, Optimizer, WarmupCosine
-from vdm_jax.train.run import Prompt, Run
+from vdm_jax.train.run import Prompt
 
-PATCH = (2, 4, 4)
-VOCAB = 2048
-TEXT_LENGTH = 24
 PROMPTS = (
     "a red circle moving right over a plain dark background",
     "a blue square moving down over light stripes",
-    "a photo of a green triangle over a light gradient",
+    "a yellow triangle growing over a dark gradient",
+    "a photo of a green cross over dark checks",
 )
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
     smoke = base.variant(arg, ("smoke",)) == "smoke"
-    knobs = ConfigDict(
-        {
-            "manifest": "data/demo/manifest",
-            "seed": 0,
-            "steps": 8 if smoke else 2000,
-            "width": 32 if smoke else 96,
-            "learning_rate": 2e-3,
-            "muon_rate": 1e-2,
-            "text_drop": 0.1,
-            "guidance": 2.0,
-        }
+    knobs = base.small_knobs("data/demo/manifest", smoke)
+    prompts = tuple(
+        spec(Prompt, text=text, frames=1 if "photo" in text else 8, height=24, width=24)
+        for text in PROMPTS
     )
-    data = spec(
-        PackedVideo,
-        sources=(spec(Source, manifest=knobs.get_ref("manifest")),),
-        patch=PATCH,
-        tokens=256 if smoke else 512,
-        text_tokens=96 if smoke else 160,
-        segments=8 if smoke else 16,
-        rows=2 if smoke else 4,
-        seed=knobs.get_ref("seed"),
-        size=spec(Native),
-        holdout=0.3 if smoke else 0.1,
-        block=64 if smoke else 4096,
-    )
-    # Matrices inside the blocks are muon's; embeddings, the head and vectors are Adam's.
-    muon = spec(Muon, learning_rate=knobs.get_ref("muon_rate"))
-    adam = spec(AdamW, learning_rate=knobs.get_ref("learning_rate"))
-    rules = ((r"backbone/unit.*kernel$", muon), (".*", adam))
-    schedule = spec(WarmupCosine, steps=50, total=knobs.get_ref("steps"), final=0.05)
-    return spec(
-        Run,
-        stage=_stage(smoke, knobs),
-        objective=spec(
-            Denoise,
-            times=spec(LogitNormal, mean=0.5, base=spec(Stratified)),
-            weight=spec(MinSnr, floor=1.0),
-        ),
-        data=data,
-        optimizer=spec(Optimizer, rules=rules, schedule=schedule),
-        seed=knobs.get_ref("seed"),
-        steps=knobs.get_ref("steps"),
-        ema=(0.995,),
-        save_every=4 if smoke else 500,
-        validate_every=4 if smoke else 250,
-        validation_rows=2 if smoke else 4,
-        sample_every=0 if smoke else 1000,
-        prompts=tuple(
-            spec(Prompt, text=text, frames=8, height=24, width=24)
-            for text in (() if smoke else PROMPTS)
-        ),
-        knobs=knobs,
-    )
-
-
-def _stage(smoke: bool, knobs: ConfigDict) -> ConfigDict:
-    width = knobs.get_ref("width")
-    signals = base.text_signals(
-        vocab=VOCAB,
-        width=width,
-        length=TEXT_LENGTH,
-        drop=knobs.get_ref("text_drop"),
-        pooled=True,
-    )
-    backbone = spec(
-        DiT,
-        width=width,
-        depth=2 if smoke else 4,
-        heads=4,
-        patch_features=3 * PATCH[0] * PATCH[1] * PATCH[2],
-        positions=(spec(Sincos, axes="xy"), spec(Sincos, axes="t"), spec(Rotary)),
-        modulation=spec(Shared),
-        cross=("text",),
-        layers="loop",  # on two CPU devices 268 ms a step against 327 of a scan
-    )
-    guidance = spec(Guidance, scales=(spec(Constant, value=knobs.get_ref("guidance")),))
-    sampler = spec(Sampler, stepper=spec(Euler), steps=4 if smoke else 32, guides=(guidance,))
-    return spec(
-        Stage,
-        denoiser=spec(Denoiser, backbone=backbone, parameterization=spec(X0), signals=signals),
-        process=spec(Process, schedule=spec(Straight), path="linear"),
-        prior=spec(Prior),
-        sampler=sampler,
-        patch=PATCH,
+    return base.small_run(
+        knobs, smoke=smoke, size=spec(Native), prompts=prompts, words=24, row_words=160
     )

@@ -21,5 +21,5 @@ from experiments import base
 
 def get_config(arg: str | None = None) -> ConfigDict:
     smoke = base.variant(arg, ("smoke",)) == "smoke"
-    knobs = base.small_knobs("data/own/manifest", smoke)
-    return base.small_run(knobs, smoke=smoke)
+    knobs = base.footage_knobs("data/own/manifest", smoke)
+    return base.small_run(knobs, smoke=smoke, size=base.footage(knobs), prompts=())
