@@ -35,7 +35,7 @@ from data_pipeline import keys
 from data_pipeline.encode import write_mp4
 from data_pipeline.errors import DataError
 
-STILL_SHARE = 0.2
+STILL_SHARE = 0.4
 HELD_OUT_SHARE = 0.15  # of all combinations of shape, colour and motion
 COLOURS = {
     "red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 230),

@@ -15,7 +15,7 @@ from data_pipeline.sizes import Area
 from vdm_jax.config import UserError, spec, suggestion
 from vdm_jax.denoiser import Denoiser
 from vdm_jax.diffusion.grids import Linspace, Shifted
-from vdm_jax.diffusion.guides import Constant, Guidance
+from vdm_jax.diffusion.guides import Constant, Guidance, Interval
 from vdm_jax.diffusion.parameterization import X0
 from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Process
@@ -75,8 +75,8 @@ def small_knobs(manifest: str, smoke: bool, **other: float) -> ConfigDict:
         "seed": 0,
         "steps": 8 if smoke else 2000,
         "width": 32 if smoke else 96,
-        "learning_rate": 3e-3,
-        "muon_rate": 2e-2,
+        "learning_rate": 4e-3,
+        "muon_rate": 3e-2,
         "text_drop": 0.1,
         "guidance": 3.0,
     }
@@ -175,7 +175,8 @@ def _small_stage(smoke: bool, knobs: ConfigDict, words: int) -> ConfigDict:
         stepper=spec(Euler),
         grid=spec(Shifted, grid=spec(Linspace), factor=3.0),
         steps=4 if smoke else 24,
-        guides=(guidance,),
+        # At low noise guidance only makes outlines ragged.
+        guides=(guidance, spec(Interval, low=1.0)),
     )
     return spec(
         Stage,

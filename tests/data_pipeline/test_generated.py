@@ -50,13 +50,13 @@ def test_shapes_move_as_they_are_said_to(motion):
 def test_clips_are_as_mixed_as_promised():
     found = [scene(0, index) for index in range(600)]
     films = [one for one in found if one.motion]
-    assert 0.15 < 1 - len(films) / len(found) < 0.25
+    assert 0.34 < 1 - len(films) / len(found) < 0.46
     assert {one.frames for one in films} == set(range(4, 9))
     assert {one.height for one in found} == {one.width for one in found} == {16, 20, 24}
     assert {one.shape for one in found} == set(SHAPES) and len(SHAPES) >= 5
     assert {one.colour for one in found} == set(COLOURS) and len(COLOURS) >= 6
     assert {one.fps for one in films} == set(range(6, 13))
-    assert len({one.caption for one in found}) > 400
+    assert len({one.caption for one in found}) > 380
 
 
 def test_a_clip_does_not_depend_on_the_others(tmp_path):
