@@ -33,7 +33,7 @@ def write_mp4(
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
             stream.width, stream.height = frames.shape[2], frames.shape[1]
             stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": str(crf), "preset": "veryfast"}
+            stream.options = {"crf": str(crf), "preset": "veryfast", "x264-params": STEADY}
             stream.thread_count = 1  # the same bytes on any number of cores
             for frame in frames:
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
@@ -44,5 +44,8 @@ def write_mp4(
         partial.unlink(missing_ok=True)
 
 
-# mp4 keeps only a few standard keys unless told to keep all; +bitexact leaves out the date.
+# Found by trying: with its macroblock tree x264 makes other bytes, and other pixels, of the same
+# small frames now and then (15 of 90 clips of 16 to 24 pixels, encoded ten times); without, never.
+STEADY = "mbtree=0"
+# mp4 keeps only a few standard keys unless told to keep all.
 _OPTIONS = {"movflags": "use_metadata_tags+faststart"}

@@ -49,9 +49,9 @@ MOTIONS = {
 }  # fmt: skip
 STILL = ""  # the motion of an image
 SIDES = (16, 20, 24)
-RADIUS = (0.27, 0.34)  # of the shorter side
+RADIUS = (0.33, 0.38)  # of the shorter side
 TRAVEL = 0.9  # of the way that is left on both sides of a shape
-SWELL = 0.35  # of its radius, either way
+SWELL = 0.3  # of its radius, either way
 PATTERNS = ("plain", "gradient", "stripes", "checks")
 REQUESTS = "requests.jsonl"
 TONES = {"dark": (20, 75), "light": (180, 235)}

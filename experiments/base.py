@@ -130,7 +130,7 @@ def small_run(
     adam = spec(AdamW, learning_rate=knobs.get_ref("learning_rate"))
     rules = ((r"backbone/unit.*kernel$", muon), (".*", adam))
     schedule = spec(WarmupCosine, steps=50, total=knobs.get_ref("steps"), final=0.05)
-    times = spec(LogitNormal, mean=1.0, base=spec(Stratified))
+    times = spec(LogitNormal, mean=0.5, base=spec(Stratified))
     return spec(
         Run,
         stage=_small_stage(smoke, knobs, words),
