@@ -31,7 +31,7 @@ from data_pipeline import generated, keys
 from data_pipeline.decode import View, decode
 from data_pipeline.encode import write_mp4
 from data_pipeline.errors import BadClip, DataError
-from data_pipeline.generated import Scene
+from data_pipeline.generated import STILL, Scene
 from data_pipeline.judge import Seen, look
 
 KINDS = ("colour", "direction", "object")
@@ -156,27 +156,31 @@ def share(said: Sequence[bool]) -> dict[str, float]:
 def permuted(seen: Sequence[Seen], asked: Sequence[Scene]) -> dict[str, Any]:
     """Videos against the captions of others of their kind (film or image), and what is chance."""
     order = np.arange(len(asked))
-    for still in (False, True):
-        mine = np.flatnonzero([(one.motion == generated.STILL) == still for one in asked])
+    kinds = [np.flatnonzero([(one.motion == STILL) == still for one in asked]) for still in (0, 1)]
+    for mine in kinds:
         order[mine] = np.roll(mine, 1 + len(mine) // 3)
     others = [asked[int(index)] for index in order]
     verdicts = [right(one, scene) for one, scene in zip(seen, others, strict=True)]
+    films = [mine for mine in kinds if len(mine) and asked[mine[0]].motion != STILL]
     chance = {
-        "colour": _chance([one.colour for one in seen], [one.colour for one in asked]),
-        "object": _chance([one.shape for one in seen], [one.shape for one in asked]),
-        "direction": _chance(
-            [s.motion for s, a in zip(seen, asked, strict=True) if a.motion],
-            [a.motion for a in asked if a.motion],
-        ),
+        "colour": _chance([one.colour for one in seen], [one.colour for one in asked], kinds),
+        "direction": _chance([one.motion for one in seen], [one.motion for one in asked], films),
+        "object": _chance([one.shape for one in seen], [one.shape for one in asked], kinds),
     }
     return _shares(verdicts) | {"chance": chance}
 
 
-def _chance(seen: Sequence[str | None], asked: Sequence[str]) -> float:
-    """Probability that one thing seen is one thing asked for, each drawn by itself."""
-    return sum(seen.count(word) * asked.count(word) for word in set(asked)) / max(
-        1, len(seen) * len(asked)
-    )
+def _chance(
+    seen: Sequence[str | None], asked: Sequence[str], groups: Sequence[np.ndarray]
+) -> float:
+    """Probability that a thing seen is a thing asked for, each drawn by itself from its group."""
+    hits = 0.0
+    for mine in groups:
+        said, wanted = [seen[int(i)] for i in mine], [asked[int(i)] for i in mine]
+        hits += sum(said.count(word) * wanted.count(word) for word in set(wanted)) / max(
+            1, len(mine)
+        )
+    return hits / max(1, sum(map(len, groups)))
 
 
 def _accepted(way: str, asked: Sequence[Scene], truth: str) -> dict[str, float]:

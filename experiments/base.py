@@ -78,14 +78,14 @@ def small_knobs(manifest: str, smoke: bool, **other: float) -> ConfigDict:
         "learning_rate": 4e-3,
         "muon_rate": 3e-2,
         "text_drop": 0.1,
-        "guidance": 3.0,
+        "guidance": 5.0,
     }
     return ConfigDict(usual | other)
 
 
 def footage_knobs(manifest: str, smoke: bool, **other: float) -> ConfigDict:
     """`small_knobs` for videos that were not made to be small: how large, and how fast."""
-    usual = {"steps": 8 if smoke else 4000, "fps": 8.0}
+    usual = {"steps": 8 if smoke else 4000, "fps": 8.0, "guidance": 3.0}
     areas = {"least_area": 24.0 * 24, "most_area": 40.0 * 40}
     return small_knobs(manifest, smoke, **(usual | areas | other))
 

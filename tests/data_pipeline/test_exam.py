@@ -98,9 +98,14 @@ def test_a_wrong_video_costs_its_share():
 
 
 def test_chance_is_that_of_independent_draws():
-    """Two of three videos red, half the captions: red meets red in 1/3, blue blue in 1/6."""
-    assert exam._chance(["red", "red", "blue"], ["red", "blue"]) == pytest.approx(1 / 2)
-    assert exam._chance([None, None], ["red"]) == 0
+    """Of one group three of four videos are red and half the captions: red meets red in 3/8, blue
+    blue in 1/8. A second group of two always meets."""
+    seen, asked = ["red", "red", "red", "blue"], ["red", "blue", "red", "blue"]
+    first, second = np.arange(4), np.arange(4, 6)
+    assert exam._chance(seen, asked, [first]) == pytest.approx(1 / 2)
+    both = exam._chance([*seen, "pink", "pink"], [*asked, "pink", "pink"], [first, second])
+    assert both == pytest.approx(2 / 3)
+    assert exam._chance([None, None], ["red", "red"], [np.arange(2)]) == 0
 
 
 def test_intervals_are_wilson_s():

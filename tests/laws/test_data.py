@@ -39,7 +39,7 @@ def made(tmp_path_factory):
 def loader(folder, **changes):
     settings = {
         "sources": (Source(manifest=str(folder / "manifest")),), "patch": (2, 4, 4),
-        "tokens": 256, "text_tokens": 64, "segments": 6, "rows": 8, "seed": 0,
+        "tokens": 160, "text_tokens": 64, "segments": 6, "rows": 8, "seed": 0,
         "size": Native(), "block": BLOCK,
     }  # fmt: skip
     return PackedVideo(**settings | changes)
@@ -97,7 +97,7 @@ def test_any_cursor_resumes_with_what_follows(made):
     data = loader(made)
     straight = take(data, 9)
     borders = [batch.cursor for batch in straight if batch.cursor % ROWS_PER_BLOCK == 0]
-    assert len(borders) >= 2
+    assert 2 <= len(borders) < len(straight)  # steps inside of blocks, and at their ends
     fresh = loader(made)
     for place, batch in enumerate(straight[:-2]):
         for one, other in zip(take(fresh, 2, batch.cursor), straight[place + 1 :], strict=False):

@@ -94,3 +94,9 @@ def test_the_picture_holds_everything(tmp_path):
         sizes.append((picture < 100).all(axis=-1)[-25:].sum())
     assert sizes[1] > sizes[0] == 0
     assert "t = 0.5" in outcome._legend(rebuilt)
+
+
+def test_an_image_is_drawn_no_larger_than_a_video():
+    film, image = (np.zeros((n, 8, 10, 3), np.uint8) for n in (9, 1))
+    assert outcome._strip(image).shape == outcome._strip(film).shape == (8, 66, 3)
+    assert (outcome._strip(image)[:, 11:] == 255).all()

@@ -110,9 +110,11 @@ def draw(
 
 
 def _strip(video: np.ndarray, most: int = 6) -> np.ndarray:
-    """Up to `most` frames of a video, evenly in time, side by side with white between them."""
+    """Up to `most` frames of a video, evenly in time, side by side with white between them; as
+    wide as `most` frames whatever the length, or an image would be drawn that many times larger."""
     times = np.linspace(0, len(video) - 1, min(most, len(video))).round().astype(int)
-    spaced = np.pad(video[times], ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=255)
+    missing = most - len(times)
+    spaced = np.pad(video[times], ((0, missing), (0, 0), (0, 1), (0, 0)), constant_values=255)
     return np.concatenate(list(spaced), axis=1)
 
 
