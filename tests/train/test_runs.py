@@ -42,6 +42,9 @@ def test_any_three_files_train_in_one_program(tmp_path):
     # Rows of unlike content every step, one program for all.
     assert len({line["batch"] for line in lines}) == 5 and lines[0]["examples"] >= 3
     assert all(np.isfinite(line["loss"]) for line in lines)
+    # A start that finds everything done keeps what is known of the run.
+    vdm(*train(workdir, manifest, "--steps=5", *still))
+    assert json.loads((workdir / "summary.json").read_text())["train"] == summary
 
 
 def test_a_fork_goes_on_as_its_origin_did(tmp_path, manifest, trained):
