@@ -63,12 +63,14 @@ def split(sources: Sequence[Clips], fraction: float) -> tuple[list[np.ndarray], 
     """(training, held out) indices of clips of each source.
 
     A clip's own hash decides. Where a small collection would hold out nothing though `fraction` is
-    above 0, the clip of the least hash is held out: three clips can be validated on, too.
+    above 0, the clip of the least hash is held out: three clips can be validated on, too. A single
+    clip is trained on, whatever its hash.
     """
+    if sum(map(len, sources)) == 1:
+        fraction = 0.0
     chosen = [held_out(clips.id[:, 1], fraction) for clips in sources]
     if fraction > 0 and not any(mask.any() for mask in chosen):
         least = [clips.id[:, 1].min() for clips in sources]
         source = int(np.argmin(least))
-        if sum(map(len, sources)) > 1:
-            chosen[source][np.argmin(sources[source].id[:, 1])] = True
+        chosen[source][np.argmin(sources[source].id[:, 1])] = True
     return [np.flatnonzero(~mask) for mask in chosen], [np.flatnonzero(mask) for mask in chosen]

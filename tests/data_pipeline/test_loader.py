@@ -12,6 +12,7 @@ import PIL.Image
 import pytest
 
 from data_pipeline import rows
+from data_pipeline.collection import split
 from data_pipeline.errors import DataError
 from data_pipeline.index import index
 from data_pipeline.loaders import PackedVideo, Source
@@ -271,3 +272,21 @@ def test_clips_and_manifest_move_together(shapes, tmp_path):
     shutil.copytree(shapes.parent, tmp_path / "moved")
     (batch,) = first(loader(tmp_path / "moved" / "manifest"))
     assert batch.bad == ()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.999])
+def test_a_single_clip_is_trained_on(fraction):
+    """Whatever its hash; of two clips one is held out."""
+
+    class Counted:
+        def __init__(self, *hashes):
+            self.id = np.array([(0, value) for value in hashes], np.uint64)
+
+        def __len__(self):
+            return len(self.id)
+
+    for value in (0, 2**63, 2**64 - 1):
+        train, held = split([Counted(value)], fraction)
+        assert train[0].tolist() == [0] and held[0].tolist() == []
+    train, held = split([Counted(2**64 - 1, 2**64 - 2)], 0.1)
+    assert train[0].tolist() == [0] and held[0].tolist() == [1]
