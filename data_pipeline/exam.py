@@ -35,7 +35,6 @@ from data_pipeline.generated import STILL, Scene
 from data_pipeline.judge import Seen, look
 
 KINDS = ("colour", "direction", "object")
-MOST_ACCEPTED = 0.05  # of broken clips, by a judge worth asking
 THUMBNAIL = (4, 12, 12)  # frames, height, width
 
 
@@ -50,16 +49,17 @@ def examine(samples: str, truth: str, trained_on: str) -> dict[str, Any]:
       DataError: code 2, a folder that is not what it should be; code 3, a file that cannot be read.
     """
     scenes = read_scenes(truth)
-    made = _made(samples, scenes)
-    asked = [scenes[index] for index in made]
-    videos = list(made.values())
-    real = [load(_file(Path(truth), one), one) for one in asked]
+    records = _records(samples, scenes)
+    files = [Path(samples) / record["file"] for record in records]
+    asked = [scenes[record["index"]] for record in records]
+    videos = [load(file, one) for file, one in zip(files, asked, strict=True)]
+    real = [load(Path(truth) / generated.file_name(one), one) for one in asked]
     seen = [look(video) for video in _bar(videos, "judging")]
     return {
-        "files": [str(Path(samples) / record["file"]) for record in _index(samples)],
+        "files": [str(file) for file in files],
         "judge": score(seen, asked),
         "judge_on_truth": score([look(video) for video in _bar(real, "truth")], asked),
-        "judge_on_broken": {way: _accepted(way, asked, truth) for way in _bar(BROKEN, "broken")},
+        "judge_on_broken": {way: _accepted(way, asked, real) for way in _bar(BROKEN, "broken")},
         "permuted_prompts": permuted(seen, asked),
         "nearest_training_clip": nearest(videos, real, trained_on),
     }
@@ -91,10 +91,13 @@ def load(path: Path, one: Scene) -> np.ndarray:
         raise DataError(f"'{path}' cannot be judged: {bad}.") from bad
 
 
-def _made(samples: str, scenes: Sequence[Scene]) -> dict[int, np.ndarray]:
-    """{index of the request: video} of a folder of samples."""
-    found = {}
-    for record in _index(samples):
+def _records(samples: str, scenes: Sequence[Scene]) -> list[dict[str, Any]]:
+    """The lines of a folder's index, each of which must be the request for a scene."""
+    index = Path(samples) / "index.json"
+    if not index.is_file():
+        raise DataError(f"'{samples}' holds no index.json; sample into it first.", code=2)
+    records = json.loads(index.read_text())
+    for record in records:
         number = record["index"]
         if number >= len(scenes) or record["prompt"] != scenes[number].caption:
             raise DataError(
@@ -102,19 +105,7 @@ def _made(samples: str, scenes: Sequence[Scene]) -> dict[int, np.ndarray]:
                 f"'{record['prompt']}'.",
                 code=2,
             )
-        found[number] = load(Path(samples) / record["file"], scenes[number])
-    return found
-
-
-def _index(samples: str) -> list[dict[str, Any]]:
-    index = Path(samples) / "index.json"
-    if not index.is_file():
-        raise DataError(f"'{samples}' holds no index.json; sample into it first.", code=2)
-    return json.loads(index.read_text())
-
-
-def _file(folder: Path, one: Scene) -> Path:
-    return folder / f"clip-{one.index:06d}{'.mp4' if one.motion else '.png'}"
+    return records
 
 
 def right(seen: Seen, one: Scene) -> dict[str, bool]:
@@ -183,14 +174,14 @@ def _chance(
     return hits / max(1, sum(map(len, groups)))
 
 
-def _accepted(way: str, asked: Sequence[Scene], truth: str) -> dict[str, float]:
+def _accepted(way: str, asked: Sequence[Scene], real: Sequence[np.ndarray]) -> dict[str, float]:
     """Share of true clips, broken in one way, of which the judge still says what was true."""
     kind, breaks = BROKEN[way]
     said = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "broken.mp4"
-        for one in asked:
-            video = breaks(one, load(_file(Path(truth), one), one))
+        for one, true in zip(asked, real, strict=True):
+            video = breaks(one, true)
             if video is None:
                 continue
             write_mp4(path, video, one.fps or 8)
@@ -205,14 +196,16 @@ def _recoloured(one: Scene, video: np.ndarray) -> np.ndarray:
     return generated.render(dataclasses.replace(one, colour=other), 0)
 
 
+def _moves(one: Scene) -> bool:
+    return any(generated.MOTIONS.get(one.motion, ()))
+
+
 def _reversed(one: Scene, video: np.ndarray) -> np.ndarray | None:
-    moves = any(generated.MOTIONS.get(one.motion, (0, 0, 0)))
-    return video[::-1] if moves else None
+    return video[::-1] if _moves(one) else None
 
 
 def _frozen(one: Scene, video: np.ndarray) -> np.ndarray | None:
-    moves = any(generated.MOTIONS.get(one.motion, (0, 0, 0)))
-    return np.repeat(video[:1], len(video), axis=0) if moves else None
+    return np.repeat(video[:1], len(video), axis=0) if _moves(one) else None
 
 
 def _blob(one: Scene, video: np.ndarray) -> np.ndarray:
@@ -245,7 +238,10 @@ def nearest(
     """Distances to the nearest training clip; a copy of one would lie nearer than any true clip."""
     scenes = read_scenes(trained_on)
     known = np.stack(
-        [thumbnail(load(_file(Path(trained_on), one), one)) for one in _bar(scenes, "comparing")]
+        [
+            thumbnail(load(Path(trained_on) / generated.file_name(one), one))
+            for one in _bar(scenes, "comparing")
+        ]
     )
     found = {
         name: np.array([_distance(thumbnail(video), known) for video in group])

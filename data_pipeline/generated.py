@@ -244,14 +244,22 @@ def request(one: Scene) -> dict[str, Any]:
 def write(
     folder: Path, seed: int, index: int, *, holdout: int | None = None, unseen: bool = False
 ) -> Scene:
-    """Write one clip, its caption and its attributes."""
+    """Draw one clip and write it."""
     one = scene(seed, index, holdout=holdout, unseen=unseen)
-    video = render(one, seed)
-    name = folder / f"clip-{index:06d}"
+    save(folder, one, render(one, seed))
+    return one
+
+
+def file_name(one: Scene) -> str:
+    return f"clip-{one.index:06d}{'.mp4' if one.motion else '.png'}"
+
+
+def save(folder: Path, one: Scene, video: np.ndarray) -> None:
+    """Write a clip, its caption and its attributes."""
+    name = folder / file_name(one)
     if one.motion:
-        write_mp4(name.with_suffix(".mp4"), video, one.fps)
+        write_mp4(name, video, one.fps)
     else:
-        PIL.Image.fromarray(video[0]).save(name.with_suffix(".png"))
+        PIL.Image.fromarray(video[0]).save(name)
     name.with_suffix(".txt").write_text(one.caption + "\n")
     name.with_suffix(".json").write_text(json.dumps(dataclasses.asdict(one), sort_keys=True) + "\n")
-    return one

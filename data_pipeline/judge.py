@@ -45,7 +45,6 @@ class Seen:
     colour: str | None
     shape: str | None
     motion: str | None
-    overlap: float = 0.0  # of the shape's template
 
 
 def look(video: np.ndarray) -> Seen:
@@ -62,8 +61,7 @@ def look(video: np.ndarray) -> Seen:
     cover = np.where(behind & (cover < 0.5), 0, cover)  # a pattern's lighter and darker places
     # How much of the contrast is luma, which the codec keeps sharp; colour it keeps at half size.
     luma = LUMA @ (colour - ground) * (colour - ground).sum() / np.sum((colour - ground) ** 2)
-    shape, overlap = _shape(cover, float(luma))
-    return Seen(_nearest(colour), shape, _motion(cover), overlap)
+    return Seen(_nearest(colour), _shape(cover, float(luma)), _motion(cover))
 
 
 def _nearest(colour: np.ndarray) -> str | None:
@@ -72,12 +70,11 @@ def _nearest(colour: np.ndarray) -> str | None:
     return name if far[name] < FAR else None
 
 
-def _shape(cover: np.ndarray, luma: float) -> tuple[str | None, float]:
+def _shape(cover: np.ndarray, luma: float) -> str | None:
     frames = np.linspace(0, len(cover) - 1, min(LOOKED_AT, len(cover))).round().astype(int)
     overlaps = np.mean([_overlaps(cover[frame], luma) for frame in frames], axis=0)
     best = int(np.argmax(overlaps))
-    found = float(overlaps[best])
-    return (list(SHAPES)[best] if found > OVERLAP else None), found
+    return list(SHAPES)[best] if overlaps[best] > OVERLAP else None
 
 
 def _overlaps(cover: np.ndarray, luma: float) -> np.ndarray:

@@ -30,6 +30,7 @@ def lines(tmp_path, *rows):
         (GOOD | {"width": 8.5}, ("line 2", "width is 8.5")),
         (GOOD | {"height": True}, ("line 2", "height is True")),
         (GOOD | {"fps": 0}, ("line 2", "fps is 0")),
+        (GOOD | {"fps": True}, ("line 2", "fps is True")),
         (GOOD | {"seed": -1}, ("line 2", "seed is -1")),
         (GOOD | {"prompt": 3}, ("line 2", "prompt is 3")),
     ],

@@ -75,7 +75,10 @@ def plan(args: argparse.Namespace) -> list[Any]:
         lines = Path(args.prompts).read_text(errors="replace").splitlines()
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts and not told:
-        raise UserError("say what to make: --prompt='...' or --prompts=FILE with a prompt a line.")
+        raise UserError(
+            "say what to make: --prompt='...' or --prompts=FILE with a prompt a line, "
+            "or --requests=FILE with a JSON object a line."
+        )
     for name, value, low in (("num", args.num, 1), ("steps", args.steps, 1)):
         if value is not None and value < low:
             raise UserError(f"--{name} is {value}; it must be at least {low}.")
@@ -106,7 +109,7 @@ def read_requests(file: str) -> list[Any]:
 
     if not Path(file).is_file():
         raise UserError(f"there is no file of requests '{file}'.")
-    known = {field.name: field.type for field in dataclasses.fields(Request)}
+    known = [field.name for field in dataclasses.fields(Request)]
     found = []
     for number, line in enumerate(Path(file).read_text(errors="replace").splitlines(), 1):
         where = f"'{file}', line {number}"
@@ -143,10 +146,11 @@ WANTED = {
 def _fits(name: str, value: object) -> bool:
     if name in ("prompt", "negative"):
         return isinstance(value, str)
+    if isinstance(value, bool):
+        return False
     if name == "fps":
         return isinstance(value, int | float) and 0 < value < 1000
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return whole and (0 <= value < MAX_SEED if name == "seed" else value >= 1)  # type: ignore[operator]
+    return isinstance(value, int) and (0 <= value < MAX_SEED if name == "seed" else value >= 1)
 
 
 def sizes(frames: str, height: str, width: str) -> list[tuple[int, int, int]]:

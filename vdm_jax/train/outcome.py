@@ -36,22 +36,17 @@ def write(
         return
     losses = loss_curve(folder)
     tenth = max(1, len(losses) // 10)
-    figures = meter.summary()
+    figures: dict[str, Any] = dict(meter.summary())
     if figures["steps"]:  # a start that found everything done has nothing to say
-        update_summary(
-            folder,
-            {
-                "train": figures
-                | {
-                    "step": int(state.step),
-                    "updates": int(state.guard.updates),
-                    "skipped": int(state.guard.skipped),
-                    "compiled_programs": programs.get(STEP_PROGRAM, 0),
-                    "first_loss": mean_of([loss for _, loss in losses[:tenth]]),
-                    "last_loss": mean_of([loss for _, loss in losses[-tenth:]]),
-                }
-            },
-        )
+        figures |= {
+            "step": int(state.step),
+            "updates": int(state.guard.updates),
+            "skipped": int(state.guard.skipped),
+            "compiled_programs": programs.get(STEP_PROGRAM, 0),
+            "first_loss": mean_of([loss for _, loss in losses[:tenth]]),
+            "last_loss": mean_of([loss for _, loss in losses[-tenth:]]),
+        }
+        update_summary(folder, {"train": figures})
     strips = [(prompt, _strip(video)) for prompt, video in samples.items()]
     strips += [(_legend(one), _abreast(one)) for one in reconstructions]
     draw(folder / "loss.png", losses, strips, credit)

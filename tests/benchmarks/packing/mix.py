@@ -14,10 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import PIL.Image
-
 from data_pipeline import generated
-from data_pipeline.encode import write_mp4
 from data_pipeline.index import index
 
 PATCH = (2, 4, 4)
@@ -78,10 +75,4 @@ def _digest() -> str:
 
 def write(folder: Path, index: int) -> None:
     one = scene(index)
-    video = generated.render(one, SEED)
-    name = folder / f"clip-{index:06d}"
-    if one.frames > 1:
-        write_mp4(name.with_suffix(".mp4"), video, one.fps)
-    else:
-        PIL.Image.fromarray(video[0]).save(name.with_suffix(".png"))
-    name.with_suffix(".txt").write_text(one.caption + "\n")
+    generated.save(folder, one, generated.render(one, SEED))
