@@ -7,20 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from tests.benchmarks.packing.race import PACKED, Runner
 
 
 def decreasing(values: Sequence[float]) -> list[float]:
-    """The non-increasing sequence nearest in squares (isotonic regression, by pooling)."""
-    pools: list[list[float]] = []  # (mean, number)
-    for value in values:
-        pools.append([value, 1])
-        while len(pools) > 1 and pools[-2][0] < pools[-1][0]:
-            mean, number = pools.pop()
-            pools[-1][0] = (pools[-1][0] * pools[-1][1] + mean * number) / (pools[-1][1] + number)
-            pools[-1][1] += number
-    return [mean for mean, number in pools for _ in range(int(number))]
+    """The non-increasing sequence nearest in squares."""
+    return isotonic_regression(values, increasing=False).x.tolist()
 
 
 def time_to(times: Sequence[float], losses: Sequence[float], target: float) -> float:
