@@ -35,8 +35,9 @@ $(error DEVICE is '$(DEVICE)'; it must be cpu or gpu)
 else
 EXTRA     :=
 INSTALLED := $(VENV)/.installed
-# Two devices on a CPU: what XLA runs on one core at a time then runs on two.
-DEVICES   := XLA_FLAGS="--xla_force_host_platform_device_count=2 $$XLA_FLAGS"
+# Two devices on a CPU: what XLA runs on one core at a time then runs on two. Each keeps to its own
+# core: products that are divided between them wait for each other.
+DEVICES   := XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"
 endif
 
 .PHONY: demo bunny test slow mutants lint setup videos clean
@@ -61,10 +62,10 @@ ifeq ($(strip $(VIDEOS)),)
 	$(PY) -m data_pipeline generate $(DATA)/unseen --clips $(ASKED) --seed 1 --holdout $(HOLDOUT) --unseen
 	$(PY) -m data_pipeline index $(DATA)/clips --out $(DATA)/manifest
 	$(DEVICES) $(PY) -m vdm_jax train --config=experiments/demo.py --config.knobs.manifest=$(DATA)/manifest --workdir=$(RUN) --minutes=$(TRAIN)
-	$(DEVICES) $(PY) -m vdm_jax sample $(RUN) --requests=$(DATA)/unseen/requests.jsonl --out=$(RUN)/samples
+	$(PY) -m vdm_jax sample $(RUN) --requests=$(DATA)/unseen/requests.jsonl --out=$(RUN)/samples
 	$(PY) -m data_pipeline judge $(RUN)/samples --truth $(DATA)/unseen --trained-on $(DATA)/clips --into $(RUN)/summary.json
 else
-	$(PY) -m data_pipeline index "$$VIDEOS" --out $(DATA)/manifest --shots
+	$(PY) -m data_pipeline index "$$VIDEOS" --out $(DATA)/manifest --shots --copies 96
 	$(DEVICES) $(PY) -m vdm_jax train --config=experiments/own.py --config.knobs.manifest=$(DATA)/manifest --workdir=$(RUN) --minutes=$(MINUTES)
 	$(PY) -m vdm_jax sample $(RUN) --prompts=$(DATA)/manifest/captions.txt --frames=8 --height=24 --width=40 --out=$(RUN)/samples
 endif
@@ -73,7 +74,7 @@ endif
 bunny: setup
 	PY=$(PY) experiments/get_bunny.sh $(DATA)/film
 	cp experiments/bunny_captions.jsonl $(DATA)/film/captions.jsonl
-	$(PY) -m data_pipeline index $(DATA)/film --out $(DATA)/manifest --shots
+	$(PY) -m data_pipeline index $(DATA)/film --out $(DATA)/manifest --shots --copies 96
 	$(DEVICES) $(PY) -m vdm_jax train --config=experiments/bunny.py --config.knobs.manifest=$(DATA)/manifest --workdir=$(RUN) --minutes=$(MINUTES)
 	$(PY) -m vdm_jax sample $(RUN) --prompts=$(DATA)/manifest/captions.txt --frames=8 --height=24 --width=40 --out=$(RUN)/samples
 	@ls -1 $(RUN)/loss.png $(RUN)/summary.json

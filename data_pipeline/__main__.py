@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     if args.verb == "index":
         from data_pipeline.index import index
 
-        return index(args.source, args.out, cut=args.shots, threads=args.threads)
+        return index(args.source, args.out, cut=args.shots, side=args.copies, threads=args.threads)
     if args.verb == "judge":
         from data_pipeline.exam import examine
 
@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("source", help="the folder")
     index.add_argument("--out", required=True, help="the folder of the manifest")
     index.add_argument("--shots", action="store_true", help="cut films: each shot is a clip")
+    index.add_argument(
+        "--copies",
+        metavar="SIDE",
+        type=_count,
+        help="index small copies, which decode fast, of so many pixels at the shorter side",
+    )
     index.add_argument("--threads", type=_count, default=None, help="files probed at once")
     make = verbs.add_parser("generate", help="write captioned videos of moving shapes")
     make.add_argument("directory", help="the folder to write to")

@@ -37,6 +37,7 @@ TAGS: dict[str, Any] = (
 )
 SMALLER, LARGER = Interpolation.AREA, Interpolation.BICUBIC
 TRANSIENT = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of the disk a copy is written to
 RETRIES = 3
 # 1 ms, below the distance of frames at any rate that is accepted: containers round their clocks.
 TOLERANCE_S = 1e-3
@@ -140,6 +141,27 @@ def open_regular(path: Path, limits: Limits) -> IO[bytes]:
         raise
 
 
+@contextlib.contextmanager
+def guarded(path: Path, limits: Limits) -> Iterator[IO[bytes]]:
+    """A stranger's file; whatever goes wrong with it inside becomes `BadClip`.
+
+    Raises:
+      OSError: only where a disk that is written to meanwhile is full.
+    """
+    try:
+        with open_regular(path, limits) as file:
+            yield file
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise BadClip("read", str(error)) from error
+    except BadClip:
+        raise
+    # Decoders of broken files fail in ways nobody lists; one clip must not end an index.
+    except Exception as error:
+        raise BadClip("decoder", f"{type(error).__name__}: {error}") from error
+
+
 def decode_image(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
     """uint8 (1, height, width, 3) of a still image, turned upright as its EXIF says."""
     picture = load_image(file, limits)
@@ -205,6 +227,8 @@ def open_video(file: IO[bytes], limits: Limits) -> Iterator[tuple[Any, Any]]:
 def _class_of(error: av.error.FFmpegError) -> tuple[str, str]:
     if isinstance(error, OSError) and error.errno in TRANSIENT:
         raise error
+    if error.errno in FULL:
+        raise OSError(error.errno, error.strerror) from error
     if isinstance(error, EOFError):
         return "truncated", ""
     known = isinstance(error, av.error.InvalidDataError)
@@ -250,7 +274,7 @@ def _video(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
         for index, frame in _nearest(_frames_from(container, stream, early), view, limits):
             if upright_size(frame) != view.stored:
                 raise BadClip("size", f"{upright_size(frame)}, not as indexed")
-            out[index] = view.crop(_picture(frame, view.resized, scaler))
+            out[index] = view.crop(resize(frame, view.resized, scaler))
             filled += 1
         if filled < view.frames:
             raise BadClip("short", f"{filled} of {view.frames} frames")
@@ -304,10 +328,10 @@ def _nearest(
         index += 1
 
 
-def _picture(frame: Any, resized: tuple[int, int], scaler: VideoReformatter) -> np.ndarray:
-    """uint8 (height, width, 3), upright; resized in C before it is turned."""
+def resize(frame: Any, size: tuple[int, int], scaler: VideoReformatter) -> np.ndarray:
+    """uint8 (height, width, 3) of a frame, upright; resized in C before it is turned."""
     quarter = turns(frame)
-    height, width = resized if quarter % 2 == 0 else resized[::-1]
+    height, width = size if quarter % 2 == 0 else size[::-1]
     smaller = height * width < frame.height * frame.width
     shown = scaler.reformat(
         frame,

@@ -28,7 +28,7 @@ def write_mp4(
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     partial = path.with_name(path.name + ".part")
     try:
-        with av.open(str(partial), "w", format="mp4", options=_OPTIONS) as container:
+        with av.open(str(partial), "w", format="mp4", options=OPTIONS) as container:
             container.metadata.update(metadata or {})
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
             stream.width, stream.height = frames.shape[2], frames.shape[1]
@@ -48,4 +48,4 @@ def write_mp4(
 # small frames now and then (15 of 90 clips of 16 to 24 pixels, encoded ten times); without, never.
 STEADY = "mbtree=0"
 # mp4 keeps only a few standard keys unless told to keep all.
-_OPTIONS = {"movflags": "use_metadata_tags+faststart"}
+OPTIONS = {"movflags": "use_metadata_tags+faststart"}

@@ -48,13 +48,13 @@ MOTIONS = {
     "staying still": (0, 0, 0),
 }  # fmt: skip
 STILL = ""  # the motion of an image
-SIDES = (16, 20, 24)
+SIDES = (16, 20)
 RADIUS = (0.33, 0.38)  # of the shorter side
 TRAVEL = 0.9  # of the way that is left on both sides of a shape
 SWELL = 0.3  # of its radius, either way
 PATTERNS = ("plain", "gradient", "stripes", "checks")
 REQUESTS = "requests.jsonl"
-TONES = {"dark": (20, 75), "light": (180, 235)}
+TONES = {"dark": (30, 65), "light": (190, 225)}
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -63,7 +63,7 @@ def circle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def square(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.maximum(abs(x), abs(y)) - 0.85
+    return np.maximum(abs(x), abs(y)) - 1
 
 
 def triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_pipeline import captions, keys, manifest, shots, text
+from data_pipeline import captions, copies, keys, manifest, shots, text
 from data_pipeline.errors import BadClip, DataError, printable
 from data_pipeline.probe import probe
 from data_pipeline.sources import ORIGINS, Entry, describe, is_still, walk
@@ -24,10 +24,17 @@ MOST_PROMPTS = 8  # captions that are written down to sample with
 
 
 def index(
-    source: str, out: str, *, cut: bool = False, threads: int | None = None
+    source: str,
+    out: str,
+    *,
+    cut: bool = False,
+    side: int | None = None,
+    threads: int | None = None,
 ) -> dict[str, Any]:
-    """Index a folder into the manifest folder `out`; with `cut`, each shot of a film
-    is a clip.
+    """Index a folder into the manifest folder `out`; with `cut`, each shot of a film is a clip.
+
+    With `side`, small copies are made in `out/copies-SIDE`, their shorter side of so many pixels,
+    and are what is indexed; captions are those of the files themselves.
 
     Returns: `manifest`, `digest`, `clips`, `files`, `videos`, `images`, `frames`, `seconds`,
     `captions` {where from: clips}, `skipped` {reason: count} (each in `out/skipped.jsonl`), and
@@ -38,18 +45,22 @@ def index(
     """
     entries, tables = walk(source)
     told = captions.read(Path(source), tables, [entry.uri for entry in entries])
-    look_at = functools.partial(look, tables=told, cut=cut)
+    store = Copies(Path(out) / f"copies-{side}", side) if side else None
+    look_at = functools.partial(look, tables=told, cut=cut, store=store)
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    for found in _tracked(entries, look_at, threads):
-        rows += found.rows
-        skipped += found.skipped
+    try:
+        for found in _tracked(entries, look_at, threads):
+            rows += found.rows
+            skipped += found.skipped
+    except OSError as error:
+        raise DataError(f"cannot write small copies below '{out}' ({error}).", code=6) from None
     reasons = dict(sorted(collections.Counter(line["reason"] for line in skipped).items()))
     if not rows:
         said = f": {', '.join(f'{n} {r}' for r, n in reasons.items())}" if reasons else ""
         raise DataError(f"'{source}' holds no video or image that can be used{said}.")
     origins = collections.Counter(row.pop("origin") for row in rows)
-    table = _write(Path(out), rows, skipped, Path(source))
+    table = _write(Path(out), rows, skipped, store.folder if store else Path(source))
     images = sum(is_still(row["uri"]) for row in rows)
     return {
         "manifest": str(out),
@@ -64,6 +75,20 @@ def index(
         "skipped": reasons,
         "problems": list(told.problems),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """Where small copies lie, and their shorter side in pixels."""
+
+    folder: Path
+    side: int
+
+    def make(self, entry: Entry) -> Entry:
+        """The small copy of a file."""
+        small = Entry(self.folder, copies.name_of(entry.uri, still=entry.still), entry.still)
+        copies.copy(entry.path, small.path, side=self.side, still=entry.still)
+        return small
 
 
 class Looked(NamedTuple):
@@ -85,13 +110,20 @@ def _tracked(
         yield from progress.track(pool.map(look_at, entries), total=len(entries))
 
 
-def look(entry: Entry, *, tables: captions.Tables | None = None, cut: bool = False) -> Looked:
+def look(
+    entry: Entry,
+    *,
+    tables: captions.Tables | None = None,
+    cut: bool = False,
+    store: Copies | None = None,
+) -> Looked:
     """The clips of one file, or why there is none."""
     try:
         if not entry.uri.isprintable():
             raise BadClip("name", "not printable")
-        films = cut and not entry.still
-        parts = shots.shots(entry.path) if films else [probe(entry.path, still=entry.still)]
+        file = store.make(entry) if store else entry
+        films = cut and not file.still
+        parts = shots.shots(file.path) if films else [probe(file.path, still=file.still)]
     except BadClip as bad:
         return Looked([], [_skip(entry.uri, bad)])
     rows, skipped = [], []
@@ -101,7 +133,7 @@ def look(entry: Entry, *, tables: captions.Tables | None = None, cut: bool = Fal
             skipped.append(_skip(name, BadClip("short", f"below {shots.SHORTEST_S} seconds")))
             continue
         listed = tables.of(entry.uri, part.start_s, part.end_s) if tables else []
-        row = {"clip_id": name, "uri": entry.uri} | describe(entry, listed)._asdict()
+        row = {"clip_id": name, "uri": file.uri} | describe(entry, listed)._asdict()
         rows.append(row | dataclasses.asdict(part) | {"split": "", "source": "folder"})
     return Looked([row | {"licence": ""} for row in rows], skipped)
 

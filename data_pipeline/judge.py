@@ -9,8 +9,10 @@ where they lie close the background's b, and each pixel's cover is its place bet
 from which follow
 
     colour   the palette's nearest to k, if near enough;
-    shape    the template of greatest overlap sum min(c, d) / sum max(c, d) over small changes of
-             place and size, averaged over frames, if great enough;
+    shape    the template d of greatest overlap o = sum min(c, d) / sum max(c, d) over small changes
+             of place and size, averaged over frames, if its outline is near enough: of a shape of
+             area A and perimeter P the outlines lie (1 - o) A / P apart in the mean, so that thin
+             shapes, of which the same distance takes more, are held to the same;
     motion   least-squares slopes over time of the centroid and of the logarithm of the area.
 
 What passes no threshold is None, and no caption is true of None.
@@ -21,6 +23,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,7 +33,7 @@ GREY = 45.0  # max - min of red, green, blue: of a background at most 30, of a c
 LEAST = 60.0  # a clip with no pixel more saturated shows no shape
 LUMA = np.array([0.299, 0.587, 0.114])
 FAR = 70.0  # in RGB, from the palette
-OVERLAP = 0.75
+APART = 0.1  # of the radius: how far the outline may be from the shape's, in the mean
 SHIFT = 0.1  # of the shorter side, over the whole clip: less is no motion
 GROWTH = 0.5  # of ln(area), over the whole clip: less is no growth
 LOOKED_AT = 4  # frames whose shape is measured
@@ -74,7 +77,9 @@ def _shape(cover: np.ndarray, luma: float) -> str | None:
     frames = np.linspace(0, len(cover) - 1, min(LOOKED_AT, len(cover))).round().astype(int)
     overlaps = np.mean([_overlaps(cover[frame], luma) for frame in frames], axis=0)
     best = int(np.argmax(overlaps))
-    return list(SHAPES)[best] if overlaps[best] > OVERLAP else None
+    name = list(SHAPES)[best]
+    unit = _units()[name]
+    return name if (1 - overlaps[best]) * unit.area / unit.perimeter < APART else None
 
 
 def _overlaps(cover: np.ndarray, luma: float) -> np.ndarray:
@@ -85,14 +90,15 @@ def _overlaps(cover: np.ndarray, luma: float) -> np.ndarray:
         return np.zeros(len(SHAPES))
     middle = np.array([(cover * x).sum(), (cover * y).sum()]) / area
     found = []
-    for name, (unit, offset) in _units().items():
+    for name, unit in _units().items():
         tried = np.array(list(itertools.product(RADII, PLACES, PLACES)))
-        radius = np.sqrt(area / unit) * tried[:, 0, None, None]
-        across = x - (middle[0] - offset[0] * radius + tried[:, 1, None, None])
-        down = y - (middle[1] - offset[1] * radius + tried[:, 2, None, None])
+        radius = np.sqrt(area / unit.area) * tried[:, 0, None, None]
+        across = x - (middle[0] - unit.centroid[0] * radius + tried[:, 1, None, None])
+        down = y - (middle[1] - unit.centroid[1] * radius + tried[:, 2, None, None])
         drawn = np.clip(0.5 - SHAPES[name](across / radius, down / radius) * radius, 0, 1)
-        drawn = luma * drawn + (1 - luma) * _halved(drawn)
-        same = np.minimum(cover, drawn).sum((1, 2)) / np.maximum(cover, drawn).sum((1, 2))
+        # A PNG keeps colour as sharp as luma, yuv420p does not.
+        both = np.concatenate([drawn, luma * drawn + (1 - luma) * _halved(drawn)])
+        same = np.minimum(cover, both).sum((1, 2)) / np.maximum(cover, both).sum((1, 2))
         found.append(same.max())
     return np.array(found)
 
@@ -105,14 +111,30 @@ def _halved(drawn: np.ndarray) -> np.ndarray:
     return small.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
 
 
+class Unit(NamedTuple):
+    """A shape of radius 1."""
+
+    area: float
+    perimeter: float
+    centroid: tuple[float, float]
+
+
 @functools.cache
-def _units() -> dict[str, tuple[float, np.ndarray]]:
-    """(area, centroid) of each shape of radius 1, measured on a fine raster."""
-    y, x = (np.mgrid[:512, :512] + 0.5) / 128 - 2
+def _units() -> dict[str, Unit]:
+    """Each shape, measured on a fine raster."""
+    step, band = 1 / 256, 0.02
+    y, x = (np.mgrid[:1024, :1024] + 0.5) * step - 2
     found = {}
     for name, distance in SHAPES.items():
-        inside = distance(x, y) < 0
-        found[name] = (inside.sum() / 128**2, np.array([x[inside].mean(), y[inside].mean()]))
+        far = distance(x, y)
+        inside, edge = far < 0, abs(far) < band
+        # The area of the band along the outline, over its width, which is 2 band / |gradient|.
+        steep = np.hypot(*np.gradient(far, step))[edge]
+        found[name] = Unit(
+            area=float(inside.sum() * step**2),
+            perimeter=float(steep.sum() * step**2 / (2 * band)),
+            centroid=(float(x[inside].mean()), float(y[inside].mean())),
+        )
     return found
 
 

@@ -26,7 +26,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.order import Drawn
 from data_pipeline.plan import SCHEME, Capacity, Planner, Plans, lay_out, plan_name
 from data_pipeline.report import summarise
-from data_pipeline.serve import Batch, ErrorBudget, Reader, Served, Share, Steps, stack
+from data_pipeline.serve import Batch, ErrorBudget, Reader, Served, Share, Steps, remembering, stack
 from data_pipeline.sizes import Area, Native
 from data_pipeline.text import Tokenizer
 
@@ -57,7 +57,8 @@ class PackedVideo:
       fps: frames a second that clips are sampled at; None is as they are.
       holdout: share of clips kept for `validation`, chosen by their names.
       block: examples that are planned together.
-      threads: decoders at work at once; prefetch_mib: bound of what waits decoded.
+      threads: decoders at work at once; prefetch_mib: bound of what waits decoded; memory_mib: of
+        decoded clips that are kept for their next visit, 0 keeps none.
       cache: folder for plans; None is beside the first manifest.
       max_bad: more than this share of at least 64 examples bad ends the run with code 3.
     """
@@ -75,6 +76,7 @@ class PackedVideo:
     block: int = 4096
     threads: int = 4
     prefetch_mib: int = 256
+    memory_mib: int = 256
     cache: str | None = None
     max_bad: float = 0.5
 
@@ -94,7 +96,7 @@ class PackedVideo:
 
     def _number_problems(self, devices: int, microbatches: int) -> list[str]:
         least = {"tokens": 1, "text_tokens": 2, "segments": 1, "rows": 1, "seed": 0, "block": 1}
-        least |= {"threads": 1, "prefetch_mib": 1}
+        least |= {"threads": 1, "prefetch_mib": 1, "memory_mib": 0}
         found = [
             f"{name} is {getattr(self, name)!r}; it must be a whole number of at least {low}."
             for name, low in least.items()
@@ -200,7 +202,8 @@ class PackedVideo:
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader(self._sources, self.capacity, self.tokenizer)
+        decode = remembering(self.memory_mib)
+        return Reader(self._sources, self.capacity, self.tokenizer, decode)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must stay as it is when a run resumes, as JSON would return it."""

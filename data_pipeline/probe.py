@@ -17,8 +17,8 @@ from typing import IO, Any, Protocol
 
 from data_pipeline.decode import (
     Limits,
+    guarded,
     load_image,
-    open_regular,
     open_video,
     turns,
     upright_size,
@@ -64,7 +64,7 @@ def probe(path: Path, *, still: bool, limits: Limits | None = None) -> Found:
     Raises:
       BadClip: it cannot be trained on, and why.
     """
-    (found,) = _guarded(path, limits or Limits(), _still if still else _film)
+    (found,) = _look(path, limits or Limits(), _still if still else _film)
     return found
 
 
@@ -74,24 +74,17 @@ def probe_shots(path: Path, cuts: Cuts, *, limits: Limits | None = None) -> list
     Raises:
       BadClip: as `probe`.
     """
-    return _guarded(path, limits or Limits(), lambda file, limits: _film(file, limits, cuts))
+    return _look(path, limits or Limits(), lambda file, limits: _film(file, limits, cuts))
 
 
-def _guarded(
+def _look(
     path: Path, limits: Limits, look: Callable[[IO[bytes], Limits], list[dict[str, Any]]]
 ) -> list[Found]:
-    try:
-        with open_regular(path, limits) as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-            file.seek(0)
-            parts = look(file, limits)
-    except OSError as error:
-        raise BadClip("read", str(error)) from error
-    except BadClip:
-        raise
-    except Exception as error:  # as in `decode`: a broken file may fail in any way
-        raise BadClip("decoder", f"{type(error).__name__}: {error}") from error
+    with guarded(path, limits) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        file.seek(0)
+        parts = look(file, limits)
     return [Found(sha256=digest, bytes=size, **part) for part in parts]
 
 
@@ -104,7 +97,7 @@ def _still(file: IO[bytes], limits: Limits) -> list[dict[str, Any]]:
 
 def _film(file: IO[bytes], limits: Limits, cuts: Cuts | None = None) -> list[dict[str, Any]]:
     with open_video(file, limits) as (container, stream):
-        ticks = _packet_times(container, stream, limits)
+        ticks = packet_times(container, stream, limits)
         if len(ticks) > WHOLE and cuts is None:
             places = {
                 _try(container, stream, tick, TRIED)[0]
@@ -143,7 +136,7 @@ def _part(
     }  # fmt: skip
 
 
-def _packet_times(container: Any, stream: Any, limits: Limits) -> list[int]:
+def packet_times(container: Any, stream: Any, limits: Limits) -> list[int]:
     """Presentation times of all packets in ticks, sorted."""
     ticks, count, promised = [], 0, stream.frames
     for packet in container.demux(stream):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from cachetools import LRUCache, cached
 
 from data_pipeline import rows
 from data_pipeline.balance import balance
@@ -114,6 +115,15 @@ class Steps:
         return filled + [block.examples[:0]] * (self.rows - len(filled)), costs
 
 
+def remembering(mib: int) -> Callable[..., np.ndarray]:
+    """`decode`, keeping up to `mib` MiB of what it made; what was longest not asked for goes first.
+
+    Of a set that fits, every epoch but the first finds each view decoded already.
+    """
+    kept = LRUCache[tuple[Path, View], np.ndarray](mib << 20, getsizeof=lambda video: video.nbytes)
+    return cached(kept, key=lambda path, view, still: (path, view), lock=threading.Lock())(decode)
+
+
 @dataclasses.dataclass(frozen=True)
 class Reader:
     """Decodes planned rows."""
@@ -121,6 +131,7 @@ class Reader:
     sources: tuple[Clips, ...]
     capacity: Capacity
     tokenizer: Tokenizer
+    decode: Callable[..., np.ndarray] = decode
 
     def read(self, examples: np.ndarray, known_bad: Collection[tuple[str, int]] = ()) -> Row:
         """A row of (n,) `EXAMPLE`: a bad one keeps its slot, zero-filled and not valid."""
@@ -153,7 +164,7 @@ class Reader:
             bytes=int(clips.bytes[clip]),
         )
         path = clips.manifest.path(clip)
-        return decode(path, view, still=bool(clips.still[clip]))
+        return self.decode(path, view, still=bool(clips.still[clip]))
 
     def _member(self, clips: Clips, example: np.void, video: np.ndarray | None) -> rows.Member:
         caption = int(example["caption"])

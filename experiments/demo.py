@@ -60,7 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     smoke = base.variant(arg, ("smoke",)) == "smoke"
     knobs = base.small_knobs("data/demo/manifest", smoke)
     prompts = tuple(
-        spec(Prompt, text=text, frames=1 if "photo" in text else 8, height=24, width=24)
+        spec(Prompt, text=text, frames=1 if "photo" in text else 8, height=20, width=20)
         for text in PROMPTS
     )
     return base.small_run(

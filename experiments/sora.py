@@ -115,12 +115,11 @@ def _stage(smoke: bool, patch: tuple[int, int, int], tokens: int, knobs: ConfigD
 
 def _denoiser(smoke: bool, patch: tuple[int, int, int], knobs: ConfigDict) -> ConfigDict:
     width = knobs.get_ref("width")
-    text = base.text_signals(
+    text = base.text_tokens(
         vocab=2048 if smoke else 32768,
         width=16 if smoke else 1024,
         length=24 if smoke else 256,
         drop=knobs.get_ref("text_drop"),
-        pooled=False,
         depth=1 if smoke else 12,
         heads=4 if smoke else 16,
     )
@@ -138,4 +137,4 @@ def _denoiser(smoke: bool, patch: tuple[int, int, int], knobs: ConfigDict) -> Co
         remat="none" if smoke else "attention",
         dtype="float32" if smoke else "bfloat16",
     )
-    return spec(Denoiser, backbone=backbone, parameterization=spec(X0), signals=(*text, rate))
+    return spec(Denoiser, backbone=backbone, parameterization=spec(X0), signals=(text, rate))

@@ -6,13 +6,15 @@ import json
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipeline import rows
+from data_pipeline import rows, serve
 from data_pipeline.collection import split
+from data_pipeline.decode import decode
 from data_pipeline.errors import DataError
 from data_pipeline.index import index
 from data_pipeline.loaders import PackedVideo, Source
@@ -51,6 +53,7 @@ def first(data, count=1, **how):
         ({"seed": -1}, ("seed", "-1")),
         ({"threads": 0}, ("threads",)),
         ({"prefetch_mib": 0}, ("prefetch_mib",)),
+        ({"memory_mib": -1}, ("memory_mib",)),
         ({"fps": 0.0}, ("fps", "0.0")),
         ({"fps": float("nan")}, ("fps", "nan")),
         ({"holdout": 1.0}, ("holdout", "1.0")),
@@ -101,8 +104,49 @@ def test_the_fingerprint_survives_json_and_sees_every_change(shapes, tmp_path):
     }.items():  # fmt: skip
         other = dataclasses.replace(data, **{name: value})
         assert other.fingerprint() != data.fingerprint(), name
-    same = {"threads": 1, "prefetch_mib": 9, "cache": str(tmp_path), "max_bad": 0.1, "rows": 8}
+    same = {
+        "threads": 1,
+        "prefetch_mib": 9,
+        "memory_mib": 3,
+        "cache": str(tmp_path),
+        "max_bad": 0.1,
+        "rows": 8,
+    }
     assert dataclasses.replace(data, **same).fingerprint() == data.fingerprint()
+
+
+def test_a_set_that_fits_in_memory_is_decoded_once(shapes, monkeypatch):
+    """Epoch after epoch the same arrays as without memory; a bad clip is not remembered as good."""
+    decoded = []
+
+    def counted(path, view, *, still):
+        decoded.append(path)
+        return decode(path, view, still=still)
+
+    monkeypatch.setattr(serve, "decode", counted)
+    forgetful = first(loader(shapes, memory_mib=0), 12)
+    often = len(decoded)
+    decoded.clear()
+    mindful = first(loader(shapes), 12)
+    assert len(decoded) == len(set(decoded)) <= 24 < often
+    for a, b in zip(forgetful, mindful, strict=True):
+        for name, leaf in a.arrays.items():
+            assert leaf.tobytes() == b.arrays[name].tobytes(), name
+
+
+def test_memory_is_bounded_in_bytes():
+    made = []
+
+    def one(path, view, *, still):
+        made.append(path)
+        return np.zeros((1, 512, 512, 3), np.uint8)  # three quarters of a MiB
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve, "decode", one)
+        recall = serve.remembering(2)
+    for name in ("a", "b", "b", "c", "c", "b", "a"):
+        recall(Path(name), None, still=False)
+    assert [str(path) for path in made] == ["a", "b", "c", "a"]
 
 
 def names(batch):

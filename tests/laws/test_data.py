@@ -63,7 +63,7 @@ def same(one, other):
 
 
 def test_batches_do_not_depend_on_threads_or_prefetch(made):
-    want = take(loader(made, threads=1, prefetch_mib=1), 7)
+    want = take(loader(made, threads=1, prefetch_mib=1, memory_mib=0), 7)
     assert want[-1].cursor >= 2 * ROWS_PER_BLOCK  # two borders of blocks were crossed
     for threads, prefetch in ((4, 1), (4, 256)):
         found = take(loader(made, threads=threads, prefetch_mib=prefetch), 7)

@@ -21,7 +21,7 @@ FILES = sorted(
 # numbers only tell when a change of the code changes the model. Change them if that was meant.
 PARAMETERS = {
     "bunny": 1_128_384,
-    "demo": 1_123_776,
+    "demo": 963_072,
     "own": 1_128_384,
     "sora": 2_767_795_200,
 }

@@ -26,7 +26,7 @@ FREE = (
     r"^(keep|prompts|skip_limit|credit|mesh|rules)\b",
     r"^stage\.sampler\.",
     r"^stage\.denoiser\.backbone\.(remat|attention)\b",
-    r"^data\.(threads|prefetch_mib|cache|max_bad)$",
+    r"^data\.(threads|prefetch_mib|memory_mib|cache|max_bad)$",
     r"^data\.sources\[\d+\]\.manifest$",  # may move; its digest is compared instead
     r"^knobs\.",
 )
