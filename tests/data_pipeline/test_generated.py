@@ -12,6 +12,7 @@ from data_pipeline.generated import (
     HELD_OUT_SHARE,
     MOTIONS,
     SHAPES,
+    SIDES,
     combinations,
     generate,
     render,
@@ -52,7 +53,7 @@ def test_clips_are_as_mixed_as_promised():
     films = [one for one in found if one.motion]
     assert 0.34 < 1 - len(films) / len(found) < 0.46
     assert {one.frames for one in films} == set(range(4, 9))
-    assert {one.height for one in found} == {one.width for one in found} == {16, 20, 24}
+    assert {one.height for one in found} == {one.width for one in found} == set(SIDES)
     assert {one.shape for one in found} == set(SHAPES) and len(SHAPES) >= 5
     assert {one.colour for one in found} == set(COLOURS) and len(COLOURS) >= 6
     assert {one.fps for one in films} == set(range(6, 13))

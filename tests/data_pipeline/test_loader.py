@@ -62,7 +62,7 @@ def first(data, count=1, **how):
         ({"max_bad": float("inf")}, ("max_bad", "inf")),
         ({"patch": (2, 4)}, ("patch", "(2, 4)")),
         ({"patch": (2, 4, 0)}, ("patch",)),
-        ({"patch": (2, 64, 4)}, ("patch", "height", "24")),
+        ({"patch": (2, 64, 4)}, ("patch", "height", "20")),
         ({"patch": (99, 4, 4)}, ("patch", "frames")),
         ({"size": Area(low=0, high=5)}, ("area", "0")),
         ({"size": Area(low=9, high=5)}, ("9", "5")),
@@ -113,18 +113,20 @@ def test_the_fingerprint_survives_json_and_sees_every_change(shapes, tmp_path):
 
 def test_a_set_that_fits_in_memory_is_decoded_once(shapes, monkeypatch):
     """Epoch after epoch the same arrays as without memory."""
-    decoded = []
 
-    def counted(path, view, *, still):
-        decoded.append(path)
-        return decode(path, view, still=still)
+    def read(memory_mib):
+        decoded = []  # a list for each loader: one that was closed may still be at work
 
-    monkeypatch.setattr(serve, "decode", counted)
-    forgetful = first(loader(shapes, threads=1, memory_mib=0), 12)
-    often = len(decoded)
-    decoded.clear()
-    mindful = first(loader(shapes, threads=1), 12)
-    assert len(decoded) == len(set(decoded)) <= 24 < often
+        def counted(path, view, *, still):
+            decoded.append(path)
+            return decode(path, view, still=still)
+
+        monkeypatch.setattr(serve, "decode", counted)
+        return first(loader(shapes, threads=1, memory_mib=memory_mib), 12), decoded
+
+    forgetful, often = read(0)
+    mindful, seldom = read(64)
+    assert len(seldom) == len(set(seldom)) <= 24 < len(often)
     for a, b in zip(forgetful, mindful, strict=True):
         for name, leaf in a.arrays.items():
             assert leaf.tobytes() == b.arrays[name].tobytes(), name
@@ -139,7 +141,7 @@ def test_another_view_of_a_clip_is_decoded_anew(tmp_path):
         [batch.arrays["patches"].tobytes() for batch in first(data, 12)]
         for data in (loader(tmp_path / "m", memory_mib=mib, tokens=96) for mib in (0, 256))
     ]
-    assert parts[0] == parts[1] and len(set(parts[0])) > 6
+    assert parts[0] == parts[1] and len(set(parts[0])) > 3
 
 
 def test_memory_is_bounded_in_bytes():
