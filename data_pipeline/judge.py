@@ -96,9 +96,8 @@ def _overlaps(cover: np.ndarray, luma: float) -> np.ndarray:
         across = x - (middle[0] - unit.centroid[0] * radius + tried[:, 1, None, None])
         down = y - (middle[1] - unit.centroid[1] * radius + tried[:, 2, None, None])
         drawn = np.clip(0.5 - SHAPES[name](across / radius, down / radius) * radius, 0, 1)
-        # A PNG keeps colour as sharp as luma, yuv420p does not.
-        both = np.concatenate([drawn, luma * drawn + (1 - luma) * _halved(drawn)])
-        same = np.minimum(cover, both).sum((1, 2)) / np.maximum(cover, both).sum((1, 2))
+        drawn = luma * drawn + (1 - luma) * _halved(drawn)
+        same = np.minimum(cover, drawn).sum((1, 2)) / np.maximum(cover, drawn).sum((1, 2))
         found.append(same.max())
     return np.array(found)
 

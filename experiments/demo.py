@@ -13,7 +13,7 @@ Variant  smoke: seconds on a CPU, for tests.
 Result   `make demo` on 2 cores without AVX-512: 1,488 steps in 488 s, 6,127 useful tokens a second,
          fill 0.982, one program; 12 min 24 s with data, sampling and judging. Of 256 captions of
          combinations that were held out the judge found (95 % intervals) colour 1.00 (0.99-1.00),
-         direction 0.92 (0.87-0.96), object 0.84 (0.79-0.88); of the true clips 1.00 each; of
+         direction 0.92 (0.87-0.96), object 0.85 (0.80-0.89); of the true clips 1.00 each; of
          blob-shaped ones it accepted 0.039. docs/demo.png.
          Worst visible fault: an object may jump or be missing in two frames of a clip, because a
          patch holds two frames and neighbouring ones do not always agree.
@@ -34,7 +34,7 @@ Tried    eight minutes of one core each, sides of 12 to 20, 96 captions. `direct
                                                                        1.00      0.25     0.14
          two cores, 256 captions, muon 0.02, Adam 0.006, sides of 12 to 20, and by today's judge:
                                                                1303    1.00      0.85     0.63
-           ... sides of 16 and 20: this file                   1488    1.00      0.92     0.84
+           ... sides of 16 and 20: this file                   1488    1.00      0.92     0.85
          Before, on 2 cores with AVX-512, adaLN-single and cross-attention, sides of 16 to 24, 128
          captions, overlap of 0.75:
            times about 0.73, muon 0.02, Adam 0.003, shapes
