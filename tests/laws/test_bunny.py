@@ -36,7 +36,8 @@ def film(tmp_path_factory):
 @pytest.mark.slow
 def test_the_film_is_cut_captioned_and_trained_on(film, tmp_path):
     found = index(str(film), str(tmp_path / "m"), cut=True, side=96)
-    # As `make bunny` does, from small copies; PySceneDetect on full frames, with a least length of 15 frames, finds 128 shots.
+    # From small copies, as `make bunny` does it. PySceneDetect on full frames, with a least length
+    # of 15 frames, finds 128 shots.
     assert 120 <= found["clips"] <= 136
     assert FILM_SECONDS - 5 < found["seconds"] <= FILM_SECONDS
     assert found["captions"]["table"] >= 0.95 * found["clips"] and found["problems"] == []
