@@ -8,8 +8,8 @@ Command  make bunny                                       (MINUTES=30 on 2 cores
 Variant  smoke: seconds on a CPU, for tests.
 Result   `make bunny MINUTES=13`, every clip at 24 x 40: 1,843 steps, held-out loss 0.051 after 500
          steps, 0.036 after 1,500; one spike, at step 660, passed by itself. Half an hour has not
-         been run. Worst visible fault: samples are a mosaic of patches in the colours of sky, meadow
-         or forest, and no rabbit is in it; held-out clips noised to t = 0.5 are restored.
+         been run. Worst visible fault: samples are a mosaic of patches in the colours of sky,
+         meadow or forest, and no rabbit is in it; held-out clips noised to t = 0.5 are restored.
 Data     129 shots (137 found, 8 of them below half a second), copied in 49 s and cut in 9 s on one
          core without AVX-512.
 """
