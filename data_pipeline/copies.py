@@ -4,11 +4,13 @@
     an image    PNG
 
 The shorter side of a copy has `side` pixels, rounded to even; what is smaller stays as large as it
-is. A copy is made anew if the file is younger, and appears under its name only when it is whole.
+is. A copy bears the time of its file, is made anew if the file's is another, and appears under its
+name only when it is whole.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import IO, Any
@@ -30,31 +32,48 @@ from data_pipeline.decode import (
 from data_pipeline.encode import OPTIONS, STEADY
 from data_pipeline.errors import BadClip
 from data_pipeline.probe import packet_times
+from data_pipeline.sources import Entry
 
 GROUP = 12  # frames from one key frame to the next: what is decoded to reach any frame
 QUALITY = {"crf": "12", "preset": "veryfast", "g": str(GROUP), "x264-params": STEADY}
 
 
-def name_of(uri: str, *, still: bool) -> str:
-    """What the copy of a file is called: never too long, whatever the file is called."""
-    return "".join(f"{word:016x}" for word in keys.identity(uri)) + (".png" if still else ".mp4")
+@dataclasses.dataclass(frozen=True)
+class Copies:
+    """Where small copies lie, and their shorter side in pixels."""
+
+    folder: Path
+    side: int
+
+    def make(self, entry: Entry) -> Entry:
+        """The small copy of a file, called by its name's hash: no name is too long.
+
+        Raises:
+          BadClip: the file cannot be read, and why.
+          OSError: the copy cannot be written.
+        """
+        name = "".join(f"{word:016x}" for word in keys.identity(entry.uri))
+        small = Entry(self.folder, name + (".png" if entry.still else ".mp4"), entry.still)
+        copy(entry.path, small.path, side=self.side, still=entry.still)
+        return small
 
 
-def copy(path: Path, to: Path, *, side: int, still: bool, limits: Limits | None = None) -> None:
-    """Write the small copy of one file.
+def copy(path: Path, to: Path, *, side: int, still: bool) -> None:
+    """Write the small copy of one file, unless there is one of the file as it is.
 
-    Raises:
-      BadClip: it cannot be read, and why.
-      OSError: the copy cannot be written.
+    Raises: as `Copies.make`.
     """
-    if to.is_file() and path.is_file() and to.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+    if to.is_file() and path.is_file() and to.stat().st_mtime_ns == path.stat().st_mtime_ns:
         return
     to.parent.mkdir(parents=True, exist_ok=True)
     partial = to.with_name(to.name + ".part")
-    make = _image if still else _film
+    partial.touch()  # here, where it is not the file's fault if it cannot be written
+    limits = Limits()
     try:
-        with guarded(path, limits or Limits()) as file:
-            make(file, partial, side, limits or Limits())
+        with guarded(path, limits) as file:
+            time = os.fstat(file.fileno()).st_mtime_ns
+            (_image if still else _film)(file, partial, side, limits)
+        os.utime(partial, ns=(time, time))
         os.replace(partial, to)
     finally:
         partial.unlink(missing_ok=True)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data_pipeline import captions, copies, keys, manifest, shots, text
+from data_pipeline import captions, keys, manifest, shots, text
+from data_pipeline.copies import Copies
 from data_pipeline.errors import BadClip, DataError, printable
 from data_pipeline.probe import probe
 from data_pipeline.sources import ORIGINS, Entry, describe, is_still, walk
@@ -75,20 +76,6 @@ def index(
         "skipped": reasons,
         "problems": list(told.problems),
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class Copies:
-    """Where small copies lie, and their shorter side in pixels."""
-
-    folder: Path
-    side: int
-
-    def make(self, entry: Entry) -> Entry:
-        """The small copy of a file."""
-        small = Entry(self.folder, copies.name_of(entry.uri, still=entry.still), entry.still)
-        copies.copy(entry.path, small.path, side=self.side, still=entry.still)
-        return small
 
 
 class Looked(NamedTuple):

@@ -56,9 +56,9 @@ def text_tokens(*, vocab: int, width: int, length: int, drop: float, **encoder) 
     return spec(Signal, key="text", slot="tokens.text", drop=drop, embed=tokens)
 
 
-def text_vector(*, vocab: int, width: int, length: int, drop: float, **encoder) -> ConfigDict:
-    """Captions, through a small encoder trained along, as one vector beside the time's."""
-    embedding = spec(TextEmbedding, vocab=vocab, width=width, max_length=length, **encoder)
+def text_vector(*, vocab: int, width: int, length: int, drop: float) -> ConfigDict:
+    """Captions, through word embeddings trained along, as one vector beside the time's."""
+    embedding = spec(TextEmbedding, vocab=vocab, width=width, max_length=length)
     vector = spec(PooledText, max_length=length, width=width, encoder=embedding)
     return spec(Signal, key="text", slot="vector", drop=drop, embed=vector)
 

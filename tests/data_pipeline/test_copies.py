@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from pathlib import Path
 
 import av
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 
 from data_pipeline import copies, manifest
 from data_pipeline.__main__ import main
-from data_pipeline.index import Copies, index, look
+from data_pipeline.copies import Copies
+from data_pipeline.errors import DataError
+from data_pipeline.index import index, look
 from data_pipeline.sources import Entry, is_still
 from tests.data_pipeline.corpus import ACCEPTED, REFUSED, film, lossless
 from tests.data_pipeline.test_shots import LENGTHS, RATE, read_back, scenes
@@ -56,7 +59,9 @@ def test_an_image_is_copied_as_png(tmp_path):
     assert small.shape == (16, 24, 3) and abs(small - truth).max() < 8
 
 
-def test_a_copy_is_made_once_and_anew_when_the_file_is_younger(tmp_path):
+@pytest.mark.parametrize("seconds", [1, -1000])
+def test_a_copy_is_made_once_and_anew_when_the_file_changed(tmp_path, seconds):
+    """Also when an older file took its place."""
     lossless(tmp_path / "a.mkv", film(5), [0, 40, 80, 120, 160])
 
     def made():
@@ -66,7 +71,7 @@ def test_a_copy_is_made_once_and_anew_when_the_file_is_younger(tmp_path):
     first = made()
     assert made() == first
     lossless(tmp_path / "a.mkv", film(4), [0, 40, 80, 120])
-    os.utime(tmp_path / "a.mkv", ns=(0, first[1] + 10**9))
+    os.utime(tmp_path / "a.mkv", ns=(0, first[1] + seconds * 10**9))
     assert made()[0] == 4
 
 
@@ -130,3 +135,21 @@ def test_no_room_for_copies_ends_the_index_in_one_sentence(tmp_path, capsys):
     (tmp_path / "m" / "copies-16").unlink()
     assert main([*words, "--copies", "16", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["clips"] == 1
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.png"])
+def test_a_full_disk_is_not_the_file_s_fault(tmp_path, name, monkeypatch):
+    """/dev/full takes no byte, as a disk without room: no clip is skipped, the index ends."""
+    (tmp_path / "in").mkdir()
+    if is_still(name):
+        PIL.Image.fromarray(film(1)[0]).save(tmp_path / "in" / name)
+    else:
+        lossless(tmp_path / "in" / name, film(3), [0, 40, 80])
+    for make in ("_image", "_film"):
+        real = getattr(copies, make)
+        monkeypatch.setattr(
+            copies, make, lambda file, to, *rest, real=real: real(file, Path("/dev/full"), *rest)
+        )
+    with pytest.raises(DataError, match="small copies") as error:
+        index(str(tmp_path / "in"), str(tmp_path / "m"), side=8)
+    assert error.value.code == 6
