@@ -15,18 +15,16 @@ import argparse
 import collections
 import glob
 import json
-import os
 import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tests.benchmarks.devices import two_cpu_devices
+
 if __name__ == "__main__":  # before JAX starts
-    flag = "--xla_force_host_platform_device_count"
-    if flag not in os.environ.get("XLA_FLAGS", ""):
-        alone = "--xla_cpu_multi_thread_eigen=false"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=2 {alone}".strip()
+    two_cpu_devices()
 
 import jax
 from rich.console import Console
