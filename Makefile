@@ -80,7 +80,7 @@ bunny: setup
 	@ls -1 $(RUN)/loss.png $(RUN)/summary.json
 
 test: setup
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 slow: setup
 	$(PY) -m pytest -m slow

@@ -1,5 +1,6 @@
 """Set before JAX starts: eight simulated devices, no accelerator, shapes checked at call time."""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -10,8 +11,10 @@ if "host_platform_device_count" not in flags:
     # Tests compile much and compute little.
     flags += " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     os.environ["XLA_FLAGS"] = flags.strip()
-# The processes that tests start share what one of them has compiled.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="vdm-jax-cache-"))
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Pytest's workers, and the processes that tests start, share what one of them has compiled.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache = tempfile.mkdtemp(prefix="vdm-jax-cache-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
 
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -19,13 +22,6 @@ from jaxtyping import install_import_hook  # noqa: E402
 install_import_hook(["vdm_jax.batch", "vdm_jax.diffusion"], "beartype.beartype")
 
 from tests import workbench  # noqa: E402
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled():
-    """What was compiled is thrown away at the end."""
-    yield
-    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
