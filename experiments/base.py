@@ -79,8 +79,13 @@ def small_knobs(manifest: str, smoke: bool, **other: float) -> ConfigDict:
 
 
 def footage_knobs(manifest: str, smoke: bool, **other: float) -> ConfigDict:
-    """`small_knobs` for videos that were not made to be small: how large, and how fast."""
+    """`small_knobs` for videos that were not made to be small: how large, and how fast.
+
+    Half the demo's learning rates: a step holds fewer clips, and at the demo's the loss was seen
+    to jump (`bunny.py`).
+    """
     usual = {"steps": 8 if smoke else 4000, "fps": 8.0, "guidance": 3.0}
+    usual |= {"learning_rate": 3e-3, "muon_rate": 1e-2}
     areas = {"least_area": 24.0 * 24, "most_area": 40.0 * 40}
     return small_knobs(manifest, smoke, **(usual | areas | other))
 
