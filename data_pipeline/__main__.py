@@ -42,7 +42,15 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     if args.verb == "index":
         from data_pipeline.index import index
 
-        return index(args.source, args.out, cut=args.shots, side=args.copies, threads=args.threads)
+        return index(
+            args.source,
+            args.out,
+            form=args.form,
+            media=args.media,
+            cut=args.shots,
+            side=args.copies,
+            threads=args.threads,
+        )
     if args.verb == "judge":
         from data_pipeline.exam import examine
 
@@ -67,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_pipeline", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     index = verbs.add_parser("index", help="probe a folder of videos and images; write a manifest")
-    index.add_argument("source", help="the folder")
+    index.add_argument("source", help="a folder, a file of annotations, or the URL of either")
+    index.add_argument("--form", help="what the source is, where it does not look like it")
+    index.add_argument("--media", help="the folder or URL of the files that annotations name")
     index.add_argument("--out", required=True, help="the folder of the manifest")
     index.add_argument("--shots", action="store_true", help="cut films: each shot is a clip")
     index.add_argument(

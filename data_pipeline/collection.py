@@ -9,7 +9,6 @@ import numpy as np
 
 from data_pipeline import keys, manifest
 from data_pipeline.order import held_out
-from data_pipeline.sources import is_still
 from data_pipeline.text import Tokenizer
 
 
@@ -49,7 +48,7 @@ def gather(found: manifest.Manifest, tokenizer: Tokenizer) -> Clips:
         end=np.where(found.column("fps_num") > 0, found.column("end_s"), np.inf),
         frames=found.column("n_frames").astype(np.int64),
         rate=found.column("fps_num") / found.column("fps_den"),
-        still=np.array([is_still(uri) for uri in found.table["uri"].to_pylist()]),
+        still=found.column("still"),
         height=found.column("height").astype(np.int64),
         width=found.column("width").astype(np.int64),
         bytes=found.column("bytes"),

@@ -4,8 +4,8 @@
     an image    PNG
 
 The shorter side of a copy has `side` pixels, rounded to even; what is smaller stays as large as it
-is. A copy bears the time of its file, is made anew if the file's is another, and appears under its
-name only when it is whole.
+is. A copy is called after its file's name and version, so that of a file that changed another one
+is made, and appears under its name only when it is whole.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from av.video.reformatter import VideoReformatter
 
 from data_pipeline import keys
 from data_pipeline.decode import (
-    Limits,
     guarded,
     load_image,
     open_video,
@@ -31,8 +30,9 @@ from data_pipeline.decode import (
 )
 from data_pipeline.encode import OPTIONS, STEADY
 from data_pipeline.errors import BadClip
+from data_pipeline.places import Place
 from data_pipeline.probe import packet_times
-from data_pipeline.sources import Entry
+from data_pipeline.regular import Limits
 
 GROUP = 12  # frames from one key frame to the next: what is decoded to reach any frame
 QUALITY = {"crf": "12", "preset": "veryfast", "g": str(GROUP), "x264-params": STEADY}
@@ -45,35 +45,33 @@ class Copies:
     folder: Path
     side: int
 
-    def make(self, entry: Entry) -> Entry:
-        """The small copy of a file, called by its name's hash: no name is too long.
+    def make(self, place: Place, *, still: bool) -> Place:
+        """The small copy of a file; no name is too long for what it is called.
 
         Raises:
           BadClip: the file cannot be read, and why.
           OSError: the copy cannot be written.
         """
-        name = "".join(f"{word:016x}" for word in keys.identity(entry.uri))
-        small = Entry(self.folder, name + (".png" if entry.still else ".mp4"), entry.still)
-        copy(entry.path, small.path, side=self.side, still=entry.still)
-        return small
+        name = "".join(f"{word:016x}" for word in keys.identity(f"{place.uri}\0{place.version()}"))
+        small = name + (".png" if still else ".mp4")
+        copy(place, self.folder / small, side=self.side, still=still)
+        return Place(str(self.folder), small)
 
 
-def copy(path: Path, to: Path, *, side: int, still: bool) -> None:
-    """Write the small copy of one file, unless there is one of the file as it is.
+def copy(place: Place, to: Path, *, side: int, still: bool) -> None:
+    """Write the small copy of one file, unless it is there.
 
     Raises: as `Copies.make`.
     """
-    if to.is_file() and path.is_file() and to.stat().st_mtime_ns == path.stat().st_mtime_ns:
+    if to.is_file():
         return
     to.parent.mkdir(parents=True, exist_ok=True)
     partial = to.with_name(to.name + ".part")
     partial.touch()  # here, where it is not the file's fault if it cannot be written
     limits = Limits()
     try:
-        with guarded(path, limits) as file:
-            time = os.fstat(file.fileno()).st_mtime_ns
+        with guarded(place, limits) as file:
             (_image if still else _film)(file, partial, side, limits)
-        os.utime(partial, ns=(time, time))
         os.replace(partial, to)
     finally:
         partial.unlink(missing_ok=True)

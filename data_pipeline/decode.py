@@ -13,10 +13,8 @@ import dataclasses
 import errno
 import itertools
 import os
-import stat
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 import av
@@ -26,6 +24,8 @@ import PIL.ImageOps
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from data_pipeline.errors import BadClip
+from data_pipeline.places import Place
+from data_pipeline.regular import Limits
 
 STILL_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
@@ -41,15 +41,6 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of the disk a copy is writte
 RETRIES = 3
 # 1 ms, below the distance of frames at any rate that is accepted: containers round their clocks.
 TOLERANCE_S = 1e-3
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a file may cost before it is refused."""
-
-    bytes: int = 4 << 30
-    pixels: int = 1 << 25  # of one frame
-    frames: int = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +69,7 @@ class View:
         return picture[top : top + self.size[0], left : left + self.size[1]]
 
 
-def decode(path: Path, view: View, *, still: bool, limits: Limits | None = None) -> np.ndarray:
+def decode(place: Place, view: View, *, still: bool, limits: Limits | None = None) -> np.ndarray:
     """uint8 (frames, height, width, 3) of a file.
 
     A read that fails in a way that may pass is tried again, so that a moment's trouble does not
@@ -90,8 +81,8 @@ def decode(path: Path, view: View, *, still: bool, limits: Limits | None = None)
     limits = limits or Limits()
     for attempt in range(RETRIES):
         try:
-            with open_regular(path, limits) as file:
-                if view.bytes is not None and os.fstat(file.fileno()).st_size != view.bytes:
+            with place.open(limits) as file:
+                if view.bytes is not None and size_of(file) != view.bytes:
                     raise BadClip("changed", "not as many bytes as when it was indexed")
                 return decode_image(file, view, limits) if still else _video(file, view, limits)
         except OSError as error:
@@ -106,50 +97,22 @@ def decode(path: Path, view: View, *, still: bool, limits: Limits | None = None)
     raise AssertionError("every attempt returns or raises")
 
 
-def open_regular(path: Path, limits: Limits) -> IO[bytes]:
-    """Open a regular file of 1 to `limits.bytes` bytes; never a link, pipe, device or folder.
-
-    Raises:
-      BadClip: what it is instead. OSError: reading failed in another way.
-    """
-    try:
-        # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BadClip("missing") from error
-    except PermissionError as error:
-        raise BadClip("permission") from error
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise BadClip("link") from error
-        if error.errno in (errno.ENXIO, errno.ENAMETOOLONG):
-            raise BadClip("not_a_file") from error
-        raise
-    except ValueError as error:  # a name with a NUL
-        raise BadClip("name") from error
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadClip("not_a_file")
-        if status.st_size == 0:
-            raise BadClip("empty")
-        if status.st_size > limits.bytes:
-            raise BadClip("too_large", f"{status.st_size} bytes")
-        return os.fdopen(handle, "rb")
-    except BaseException:
-        os.close(handle)
-        raise
+def size_of(file: IO[bytes]) -> int:
+    """How many bytes an open file has; it stands at its beginning afterwards."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
 
 
 @contextlib.contextmanager
-def guarded(path: Path, limits: Limits) -> Iterator[IO[bytes]]:
+def guarded(place: Place, limits: Limits) -> Iterator[IO[bytes]]:
     """A stranger's file; whatever goes wrong with it inside becomes `BadClip`.
 
     Raises:
       OSError: only where a disk that is written to meanwhile is full.
     """
     try:
-        with open_regular(path, limits) as file:
+        with place.open(limits) as file:
             yield file
     except OSError as error:
         if error.errno in FULL:

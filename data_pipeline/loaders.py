@@ -20,7 +20,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipeline import manifest, rows
+from data_pipeline import manifest, remote, rows
 from data_pipeline.collection import Clips, gather, split
 from data_pipeline.errors import DataError
 from data_pipeline.order import Drawn
@@ -59,7 +59,8 @@ class PackedVideo:
       block: examples that are planned together.
       threads: decoders at work at once; prefetch_mib: bound of what waits decoded; memory_mib: of
         decoded clips that are kept for their next visit, 0 keeps none.
-      cache: folder for plans; None is beside the first manifest.
+      cache: folder for plans; None is beside the first manifest, or below `$VDM_CACHE` where that
+        is on object storage.
       max_bad: more than this share of at least 64 examples bad ends the run with code 3.
     """
 
@@ -155,14 +156,10 @@ class PackedVideo:
             patch=patch, tokens=self.tokens, text_tokens=self.text_tokens, segments=self.segments
         )
 
-    @property
-    def tokenizer_path(self) -> str:
-        """Where the tokenizer of all captions lies: beside the first manifest."""
-        return str(manifest.read(self.sources[0].manifest).tokenizer)
-
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.tokenizer_path)
+        """That of all captions lies beside the first manifest."""
+        return Tokenizer(manifest.read(self.sources[0].manifest).tokenizer)
 
     @cached_property
     def _sources(self) -> tuple[Clips, ...]:
@@ -196,9 +193,15 @@ class PackedVideo:
 
     @cached_property
     def _plans(self) -> Plans:
-        beside = manifest.read(self.sources[0].manifest).folder / "plans"
-        folder = Path(self.cache) if self.cache is not None else beside
-        return Plans(self._planner, folder / plan_name(self.fingerprint()))
+        return Plans(self._planner, self._cache / plan_name(self.fingerprint()))
+
+    @property
+    def _cache(self) -> Path:
+        if self.cache is not None:
+            return Path(self.cache)
+        folder = manifest.read(self.sources[0].manifest).folder
+        beside = None if remote.is_remote(folder) else Path(folder)
+        return (beside or remote.cache_folder()) / "plans"
 
     @cached_property
     def _reader(self) -> Reader:

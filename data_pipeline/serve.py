@@ -7,7 +7,6 @@ import dataclasses
 import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +16,8 @@ from data_pipeline import rows
 from data_pipeline.balance import balance
 from data_pipeline.collection import Clips
 from data_pipeline.decode import View, decode
-from data_pipeline.errors import BadClip, DataError, printable
+from data_pipeline.errors import BadClip, DataError
+from data_pipeline.places import Place
 from data_pipeline.plan import ROWS_PER_BLOCK, Block, Capacity
 from data_pipeline.text import Tokenizer
 
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 class Row(NamedTuple):
     arrays: rows.Arrays
     bad: tuple[tuple[str, int, str], ...]
-    paths: tuple[Path, ...]  # of the bad ones
+    places: tuple[Place, ...]  # of the bad ones
     examples: int
 
 
@@ -120,8 +120,8 @@ def remembering(mib: int) -> Callable[..., np.ndarray]:
 
     Of a set that fits, every epoch but the first finds each view decoded already.
     """
-    kept = LRUCache[tuple[Path, View], np.ndarray](mib << 20, getsizeof=lambda video: video.nbytes)
-    return cached(kept, key=lambda path, view, still: (path, view), lock=threading.Lock())(decode)
+    kept = LRUCache[tuple[Place, View], np.ndarray](mib << 20, getsizeof=lambda video: video.nbytes)
+    return cached(kept, key=lambda place, view, still: (place, view), lock=threading.Lock())(decode)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Reader:
 
     def read(self, examples: np.ndarray, known_bad: Collection[tuple[str, int]] = ()) -> Row:
         """A row of (n,) `EXAMPLE`: a bad one keeps its slot, zero-filled and not valid."""
-        members, bad, paths = [], [], []
+        members, bad, places = [], [], []
         for example in examples:
             clips = self.sources[example["source"]]
             name, ordinal = clips.names[example["clip"]], int(example["ordinal"])
@@ -146,9 +146,9 @@ class Reader:
                 video = self._decode(clips, example)
             except BadClip as error:
                 bad.append((name, ordinal, error.reason))
-                paths.append(clips.manifest.path(int(example["clip"])))
+                places.append(clips.manifest.place(int(example["clip"])))
             members.append(self._member(clips, example, video))
-        return Row(rows.pack(members, self.capacity), tuple(bad), tuple(paths), len(members))
+        return Row(rows.pack(members, self.capacity), tuple(bad), tuple(places), len(members))
 
     def _decode(self, clips: Clips, example: np.void) -> np.ndarray:
         clip = int(example["clip"])
@@ -163,8 +163,8 @@ class Reader:
             size=(int(example["size"][0]), int(example["size"][1])),
             bytes=int(clips.bytes[clip]),
         )
-        path = clips.manifest.path(clip)
-        return self.decode(path, view, still=bool(clips.still[clip]))
+        place = clips.manifest.place(clip)
+        return self.decode(place, view, still=bool(clips.still[clip]))
 
     def _member(self, clips: Clips, example: np.void, video: np.ndarray | None) -> rows.Member:
         caption = int(example["caption"])
@@ -235,7 +235,7 @@ class ErrorBudget:
         """Raises: DataError, code 3, when more than the share allowed of all so far is bad."""
         self.seen += sum(row.examples for row in read)
         self.reasons.update(reason for row in read for _, _, reason in row.bad)
-        self.paths.update({printable(str(path)): None for row in read for path in row.paths})
+        self.paths.update({str(place): None for row in read for place in row.places})
         bad = self.reasons.total()
         if self.seen >= LEAST_JUDGED and bad > self.most * self.seen:
             top = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common(3))

@@ -10,15 +10,15 @@ and in parts of its own it would be both trained on and held out.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from av.video.reformatter import Interpolation, VideoReformatter
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ThresholdDetector
 
-from data_pipeline.decode import Limits
+from data_pipeline.places import Place
 from data_pipeline.probe import Found, probe_shots
+from data_pipeline.regular import Limits
 
 SHORTEST_S = 0.5  # a shorter shot is left out: a flash, or the pieces of a fade
 SIDE = 128  # pixels of the longer side that is looked at
@@ -55,13 +55,13 @@ class Detectors:
         self._seen += 1
 
 
-def shots(path: Path, limits: Limits | None = None) -> list[Found]:
+def shots(place: Place, limits: Limits | None = None) -> list[Found]:
     """Every shot of a film, in order; one, if it is not cut.
 
     Raises:
       BadClip: the film cannot be trained on, and why.
     """
-    return probe_shots(path, Detectors(), limits=limits)
+    return probe_shots(place, Detectors(), limits=limits)
 
 
 def is_short(shot: Found) -> bool:

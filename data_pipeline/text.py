@@ -8,11 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
-from functools import cached_property
-from pathlib import Path
 
 import tokenizers
 
+from data_pipeline import storage
 from data_pipeline.errors import DataError
 
 NULL = "<null>"
@@ -25,8 +24,12 @@ def clean(text: str) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in whole).split())[:LONGEST]
 
 
-def train(captions: Iterable[str], path: Path, size: int = 2048) -> None:
-    """Train on captions and write `path`, which appears only when whole. Every byte has a token."""
+def train(captions: Iterable[str], path: str, size: int = 2048) -> None:
+    """Train on captions and write `path`, which appears only when whole. Every byte has a token.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     model = tokenizers.Tokenizer(tokenizers.models.BPE())
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
     model.decoder = tokenizers.decoders.ByteLevel()
@@ -37,12 +40,8 @@ def train(captions: Iterable[str], path: Path, size: int = 2048) -> None:
         show_progress=False,
     )
     model.train_from_iterator(sorted(clean(caption) for caption in captions), trainer)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        model.save(str(partial))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with storage.whole(path) as file:
+        file.write(model.to_str(pretty=True).encode())
 
 
 class Tokenizer:
@@ -53,9 +52,10 @@ class Tokenizer:
     """
 
     def __init__(self, path: str | os.PathLike):
-        self.path = str(path)
+        self.path = os.fspath(path)
         try:
-            self._model = tokenizers.Tokenizer.from_file(self.path)
+            self.content = storage.read(self.path)
+            self._model = tokenizers.Tokenizer.from_buffer(self.content)
         except Exception as error:  # the library raises plain Exception
             raise DataError(f"'{path}' is not a tokenizer ({error}).", code=2) from None
         self._model.encode_special_tokens = True
@@ -64,9 +64,9 @@ class Tokenizer:
     def size(self) -> int:
         return self._model.get_vocab_size()
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
+        return hashlib.sha256(self.content).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """The ids of a caption, at least one: an empty caption is the null token."""

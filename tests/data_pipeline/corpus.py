@@ -12,7 +12,17 @@ import av
 import numpy as np
 import PIL.Image
 
+from data_pipeline import index
 from data_pipeline.encode import write_mp4
+from data_pipeline.places import Place
+from data_pipeline.sources.entry import Entry, is_still
+from data_pipeline.sources.folder import Folder
+
+
+def look(folder: Path, name: str, **how) -> index.Looked:
+    """What an index finds of one file of a folder."""
+    entry = Entry(place=Place(str(folder), name), name=name, still=is_still(name))
+    return index.look(entry, source=Folder(str(folder)), **how)
 
 
 def film(frames: int = 6, height: int = 16, width: int = 24, seed: int = 0) -> np.ndarray:

@@ -9,9 +9,10 @@ import pytest
 
 from data_pipeline import decode as decoding
 from data_pipeline import probe as probing
-from data_pipeline.decode import Limits, View, decode
+from data_pipeline.decode import View
 from data_pipeline.errors import BadClip
-from data_pipeline.probe import probe
+from data_pipeline.places import Place
+from data_pipeline.regular import Limits
 from tests.data_pipeline.corpus import (
     CLOCKWISE,
     IDENTITY,
@@ -21,6 +22,14 @@ from tests.data_pipeline.corpus import (
     patched,
     reordered,
 )
+
+
+def decode(path, view, **how):
+    return decoding.decode(Place.of(path), view, **how)
+
+
+def probe(path, **how):
+    return probing.probe(Place.of(path), **how)
 
 
 def view(frames, stored, **more):

@@ -1,0 +1,163 @@
+"""Where the bytes of a clip are, and the one way to open them.
+
+    a/b.mp4                                a file
+    tar://shards/00000.tar#1536,20480      20,480 bytes of a file, from byte 1,536 on
+    record://clips.array_record#17         record 17 of an ArrayRecord file
+    record://clips.array_record#17/video   the bytes of one feature of the tf.Example in it
+
+All paths count from the root of a source: a folder, or a prefix on object storage. Nothing outside
+the root is ever opened, and no other scheme.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import os
+import re
+from pathlib import Path
+from typing import IO
+
+from data_pipeline import remote
+from data_pipeline.errors import BadClip, DataError, printable
+from data_pipeline.regular import Limits, open_regular
+
+TAR = re.compile(r"tar://(?P<file>.+)#(?P<first>\d+),(?P<size>\d+)", re.DOTALL)
+RECORD = re.compile(r"record://(?P<file>.+)#(?P<index>\d+)(?:/(?P<feature>.+))?", re.DOTALL)
+ANY_SIZE = Limits(bytes=1 << 62)  # of a file of which only a part is read
+# Patterns of RE2, so that Arrow can look through a column of millions.
+OUTSIDE = r"(?s)^$|\x00|^/|^(tar|record):///|(^|/)\.\.(/|#|$)"
+SCHEME, OURS = r"^[A-Za-z][A-Za-z0-9+.-]*://", r"^(tar|record)://"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """`uri`, in one of the forms above, from `root` on."""
+
+    root: str
+    uri: str
+
+    @classmethod
+    def of(cls, path: str | os.PathLike) -> Place:
+        """A file on this disk."""
+        folder, name = os.path.split(os.fspath(path))
+        return cls(folder or ".", name)
+
+    def __str__(self) -> str:
+        return printable(f"{self.root.rstrip('/')}/{self.uri}")
+
+    def open(self, limits: Limits) -> IO[bytes]:
+        """The bytes, as a file of their own: seekable, of 1 to `limits.bytes` bytes.
+
+        Raises:
+          BadClip: what it is instead. OSError: reading failed in another way.
+        """
+        if part := TAR.fullmatch(self.uri):
+            return self._part(part["file"], int(part["first"]), int(part["size"]), limits)
+        if record := RECORD.fullmatch(self.uri):
+            return self._record(record["file"], int(record["index"]), record["feature"], limits)
+        return self._file(self.uri, limits)
+
+    def version(self) -> str:
+        """A word that changes when the file that holds the bytes is replaced or written to.
+
+        Raises: as `open`.
+        """
+        part = TAR.fullmatch(self.uri) or RECORD.fullmatch(self.uri)
+        name = part["file"] if part else self.uri
+        if remote.is_remote(self.root):
+            return remote.facts(f"{self.root.rstrip('/')}/{name}").version
+        with open_regular(Path(self.root, name), ANY_SIZE) as file:
+            status = os.fstat(file.fileno())
+        return f"{status.st_mtime_ns}-{status.st_size}"
+
+    def _file(self, name: str, limits: Limits) -> IO[bytes]:
+        if remote.is_remote(self.root):
+            return remote.open_file(f"{self.root.rstrip('/')}/{name}", limits)
+        return open_regular(Path(self.root, name), limits)
+
+    def _part(self, name: str, first: int, size: int, limits: Limits) -> IO[bytes]:
+        if size > limits.bytes:
+            raise BadClip("too_large", f"{size} bytes")
+        if size == 0:
+            raise BadClip("empty")
+        whole = self._file(name, ANY_SIZE)
+        if whole.seek(0, os.SEEK_END) < first + size:
+            whole.close()
+            raise BadClip("truncated", f"{printable(name)} ends before byte {first + size}")
+        return io.BufferedReader(Window(whole, first, size))
+
+    def _record(self, name: str, index: int, feature: str | None, limits: Limits) -> IO[bytes]:
+        if remote.is_remote(self.root):
+            raise DataError("ArrayRecord files are read from disk only; copy them.", code=2)
+        path = Path(self.root, name)
+        open_regular(path, ANY_SIZE).close()  # not a link or pipe
+        try:
+            record = _records(str(path))[index]
+        except (IndexError, ValueError) as error:
+            raise BadClip("record", str(error)) from error
+        content = record if feature is None else feature_of(record, feature)
+        if not content:
+            raise BadClip("empty")
+        if len(content) > limits.bytes:
+            raise BadClip("too_large", f"{len(content)} bytes")
+        return io.BytesIO(content)
+
+
+class Window(io.RawIOBase):
+    """`size` bytes of a file from `first` on; the file is closed with it."""
+
+    def __init__(self, file: IO[bytes], first: int, size: int):
+        self._file, self._first, self._size, self._at = file, first, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"cannot seek to {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer) -> int:
+        self._file.seek(self._first + self._at)
+        data = self._file.read(min(len(buffer), max(0, self._size - self._at)))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@functools.lru_cache(maxsize=64)
+def _records(path: str):
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    return ArrayRecordDataSource([path])
+
+
+def feature_of(record: bytes, name: str) -> bytes:
+    """The first bytes of one feature of a serialised tf.Example.
+
+    Raises:
+      BadClip: the record is no tf.Example, or has no such bytes.
+    """
+    # TensorFlow is not needed: the package brings the message's own definition.
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    try:
+        features = tf_example_pb2.Example.FromString(record).features.feature
+    except DecodeError as error:
+        raise BadClip("record", str(error)) from error
+    values = features[name].bytes_list.value if name in features else ()
+    if not values:
+        raise BadClip("record", f"no bytes called {printable(name)}")
+    return values[0]
