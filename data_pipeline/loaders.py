@@ -159,11 +159,15 @@ class PackedVideo:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """That of all captions lies beside the first manifest."""
-        return Tokenizer(manifest.read(self.sources[0].manifest).tokenizer)
+        return Tokenizer(self._manifests[0].tokenizer)
+
+    @cached_property
+    def _manifests(self) -> tuple[manifest.Manifest, ...]:
+        return tuple(manifest.read(source.manifest) for source in self.sources)
 
     @cached_property
     def _sources(self) -> tuple[Clips, ...]:
-        return tuple(gather(manifest.read(s.manifest), self.tokenizer) for s in self.sources)
+        return tuple(gather(found, self.tokenizer) for found in self._manifests)
 
     @cached_property
     def _split(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -199,7 +203,7 @@ class PackedVideo:
     def _cache(self) -> Path:
         if self.cache is not None:
             return Path(self.cache)
-        folder = manifest.read(self.sources[0].manifest).folder
+        folder = self._manifests[0].folder
         beside = None if remote.is_remote(folder) else Path(folder)
         return (beside or remote.cache_folder()) / "plans"
 

@@ -56,7 +56,8 @@ def file_system(url: str) -> tuple[Any, str]:
         known = ", ".join(f"{name}://" for name in PACKAGES)
         raise DataError(f"'{url}' cannot be read; data may lie on {known} or on disk.", code=2)
     try:
-        return fsspec.url_to_fs(url)
+        # A listing that is kept would hide what changes, and ten million names are gigabytes.
+        return fsspec.url_to_fs(url, use_listings_cache=False)
     except ImportError:
         raise DataError(
             f"'{url}' needs the package {PACKAGES[scheme]}: pip install {PACKAGES[scheme]}.", code=2
