@@ -25,8 +25,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.decode import Limits, open_regular
 from data_pipeline.errors import BadClip, printable
+from data_pipeline.files import Limits, open_regular
 from data_pipeline.text import clean
 
 NAMES = ("captions.csv", "captions.jsonl")

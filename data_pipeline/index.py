@@ -16,10 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipeline import captions, keys, manifest, shots, text
-from data_pipeline.copies import Copies
+from data_pipeline import probe as probing
+from data_pipeline.copies import Copies, shrink
 from data_pipeline.errors import BadClip, DataError, printable
-from data_pipeline.probe import probe
+from data_pipeline.files import Limits
+from data_pipeline.runner import HERE, Runner
 from data_pipeline.sources import ORIGINS, Entry, describe, is_still, walk
+from data_pipeline.workers import DEFAULT, Decoder
 
 MOST_PROMPTS = 8  # captions that are written down to sample with
 
@@ -31,29 +34,38 @@ def index(
     cut: bool = False,
     side: int | None = None,
     threads: int | None = None,
+    decoder: Decoder = DEFAULT,
 ) -> dict[str, Any]:
     """Index a folder into the manifest folder `out`; with `cut`, each shot of a film is a clip.
 
     With `side`, small copies are made in `out/copies-SIDE`, their shorter side of so many pixels,
-    and are what is indexed; captions are those of the files themselves.
+    and are what is indexed; captions are those of the files themselves. Files are looked at where
+    `decoder` says.
 
     Returns: `manifest`, `digest`, `clips`, `files`, `videos`, `images`, `frames`, `seconds`,
     `captions` {where from: clips}, `skipped` {reason: count} (each in `out/skipped.jsonl`), and
     `problems`, a sentence each, with tables of captions.
 
     Raises:
-      DataError: code 2, no such folder; 3, nothing in it can be used; 6, `out` cannot be written.
+      DataError: code 2, no such folder, or wrong settings; 3, nothing in it can be used; 6, `out`
+        cannot be written.
     """
+    if found := decoder.problems():
+        raise DataError(" ".join(found), code=2)
     entries, tables = walk(source)
     told = captions.read(Path(source), tables, [entry.uri for entry in entries])
-    store = Copies(Path(out) / f"copies-{side}", side) if side else None
-    look_at = functools.partial(look, tables=told, cut=cut, store=store)
+    how: dict[str, Any] = {
+        "limits": decoder.limits,
+        "run": decoder.start(probing.look, *[shots.watch] * cut, *[shrink] * bool(side)),
+    }
+    store = Copies(Path(out) / f"copies-{side}", side, **how) if side else None
+    look_at = functools.partial(look, tables=told, cut=cut, store=store, **how)
     rows: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     try:
-        for found in _tracked(entries, look_at, threads):
-            rows += found.rows
-            skipped += found.skipped
+        for looked in _tracked(entries, look_at, threads):
+            rows += looked.rows
+            skipped += looked.skipped
     except OSError as error:
         raise DataError(f"cannot write small copies below '{out}' ({error}).", code=6) from None
     reasons = dict(sorted(collections.Counter(line["reason"] for line in skipped).items()))
@@ -103,14 +115,18 @@ def look(
     tables: captions.Tables | None = None,
     cut: bool = False,
     store: Copies | None = None,
+    limits: Limits | None = None,
+    run: Runner = HERE,
 ) -> Looked:
     """The clips of one file, or why there is none."""
     try:
         if not entry.uri.isprintable():
             raise BadClip("name", "not printable")
         file = store.make(entry) if store else entry
-        films = cut and not file.still
-        parts = shots.shots(file.path) if films else [probe(file.path, still=file.still)]
+        if cut and not file.still:
+            parts = shots.shots(file.path, limits=limits, run=run)
+        else:
+            parts = [probing.probe(file.path, still=file.still, limits=limits, run=run)]
     except BadClip as bad:
         return Looked([], [_skip(entry.uri, bad)])
     rows, skipped = [], []

@@ -15,16 +15,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from data_pipeline.decode import (
-    Limits,
-    guarded,
-    load_image,
-    open_video,
-    turns,
-    upright_size,
-    whole_frames,
-)
+from data_pipeline import failpoints
+from data_pipeline.decode import load_image, open_video, turns, upright_size, whole_frames
 from data_pipeline.errors import BadClip
+from data_pipeline.files import Limits, guarded
+from data_pipeline.runner import HERE, Runner
 
 WHOLE = 2048  # films with more frames than this are tried in three places
 TRIED = 32  # frames in each
@@ -58,34 +53,31 @@ class Cuts(Protocol):
         """The next frame."""
 
 
-def probe(path: Path, *, still: bool, limits: Limits | None = None) -> Found:
-    """Look at one file.
+def probe(path: Path, *, still: bool, limits: Limits | None = None, run: Runner = HERE) -> Found:
+    """Look at one file, where `run` says.
 
     Raises:
       BadClip: it cannot be trained on, and why.
     """
-    (found,) = _look(path, limits or Limits(), _still if still else _film)
-    return found
+    limits = limits or Limits()
+    (found,) = guarded(path, limits, lambda file: run.ask(look, file, limits=limits, still=still))
+    return Found(**found)
 
 
-def probe_shots(path: Path, cuts: Cuts, *, limits: Limits | None = None) -> list[Found]:
-    """Look at all of a film; each of its shots, in order.
+def look(
+    file: IO[bytes], *, limits: Limits, still: bool, cuts: Cuts | None = None
+) -> list[dict[str, Any]]:
+    """Fields of `Found` for each shot, in order, of an open file; a task of `runner.Runner`.
 
     Raises:
-      BadClip: as `probe`.
+      BadClip: as `probe`. OSError: it cannot be read just now.
     """
-    return _look(path, limits or Limits(), lambda file, limits: _film(file, limits, cuts))
-
-
-def _look(
-    path: Path, limits: Limits, look: Callable[[IO[bytes], Limits], list[dict[str, Any]]]
-) -> list[Found]:
-    with guarded(path, limits) as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        file.seek(0)
-        parts = look(file, limits)
-    return [Found(sha256=digest, bytes=size, **part) for part in parts]
+    failpoints.reach("decode.read")
+    size = os.fstat(file.fileno()).st_size
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0)
+    parts = _still(file, limits) if still else _film(file, limits, cuts)
+    return [part | {"sha256": digest, "bytes": size} for part in parts]
 
 
 def _still(file: IO[bytes], limits: Limits) -> list[dict[str, Any]]:
@@ -95,7 +87,7 @@ def _still(file: IO[bytes], limits: Limits) -> list[dict[str, Any]]:
     return [{**no_time, **size, "n_frames": 1, "rotation": 0}]
 
 
-def _film(file: IO[bytes], limits: Limits, cuts: Cuts | None = None) -> list[dict[str, Any]]:
+def _film(file: IO[bytes], limits: Limits, cuts: Cuts | None) -> list[dict[str, Any]]:
     with open_video(file, limits) as (container, stream):
         ticks = packet_times(container, stream, limits)
         if len(ticks) > WHOLE and cuts is None:
@@ -153,6 +145,8 @@ def packet_times(container: Any, stream: Any, limits: Limits) -> list[int]:
             raise BadClip("too_large", f"more than {limits.frames} frames")
     if not ticks:
         raise BadClip("truncated" if promised else "no_frames")
+    if (max(ticks) - min(ticks)) * stream.time_base > limits.seconds:
+        raise BadClip("too_large", f"longer than {limits.seconds:g} seconds")
     # In mp4 the table of samples is the file's own count; an AVI header's is often wrong.
     if container.format.name.startswith("mov") and count < promised:
         raise BadClip("truncated", f"{count} of {promised} frames")

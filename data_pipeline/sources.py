@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipeline import captions as tables
-from data_pipeline.decode import Limits, open_regular
 from data_pipeline.errors import BadClip, DataError
+from data_pipeline.files import Limits, open_regular
 from data_pipeline.text import clean
 
 VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
