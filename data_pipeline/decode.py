@@ -141,7 +141,9 @@ def load_image(file: IO[bytes], limits: Limits) -> PIL.Image.Image:
         if error.errno is not None:
             raise
         raise BadClip("corrupt", str(error)) from error
-    except (ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
+    except PIL.Image.DecompressionBombError as error:
+        raise BadClip("too_large", str(error)) from error
+    except (ValueError, SyntaxError, EOFError) as error:
         raise BadClip("corrupt", str(error)) from error
 
 

@@ -22,7 +22,8 @@ def send(channel: socket.socket, message: Any, files: Sequence[int] = ()) -> Non
     said = json.dumps(message).encode()
     data = LENGTH.pack(len(said)) + said
     sent = socket.send_fds(channel, [data], list(files)) if files else 0
-    channel.sendall(data[sent:])
+    if sent < len(data):
+        channel.sendall(data[sent:])
 
 
 def receive(

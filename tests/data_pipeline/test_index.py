@@ -14,7 +14,7 @@ from data_pipeline.__main__ import main
 from data_pipeline.errors import DataError
 from data_pipeline.index import index, look
 from data_pipeline.sources import Entry, describe, is_still, walk
-from tests.data_pipeline.corpus import ACCEPTED, REFUSED, mp4
+from tests.data_pipeline.corpus import ACCEPTED, REFUSED, UNSEEN, mp4
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -56,6 +56,8 @@ def test_a_folder_of_everything_is_indexed_and_counted(tmp_path, capsys):
     clips.mkdir()
     everything = REFUSED | ACCEPTED
     for name, (make, _) in everything.items():
+        make(clips / name)
+    for name, make in UNSEEN.items():
         make(clips / name)
     os.rename(mp4(clips / "n.mp4"), os.fsencode(clips) + b"/\xff\xfe.mp4")  # no UTF-8
     assert main(["index", str(clips), "--out", str(out), "--json"]) == 0
