@@ -229,28 +229,30 @@ def test_no_file_stays_open_and_no_memory_has_a_name(clip, tmp_path):
 
 
 ORPHANS = """
-import sys, threading
-from pathlib import Path
-from data_pipeline.decode import View, decode, read_view
+import sys
+from data_pipeline.loaders import PackedVideo, Source
+from data_pipeline.sizes import Native
 from data_pipeline.workers import Workers
-view = View(rate=10.0, frames=6, stored=(16, 24), resized=(16, 24), size=(16, 24))
-run = Workers(seconds=600).start(read_view)
-how = {"still": False, "run": run}
-for _ in range(2):
-    threading.Thread(target=decode, args=(Path(sys.argv[1]), view), kwargs=how).start()
+data = PackedVideo(
+    sources=(Source(manifest=sys.argv[1]),), patch=(2, 4, 4), tokens=256, text_tokens=64,
+    segments=8, rows=4, seed=0, size=Native(), block=32, threads=3, cache=sys.argv[2],
+    decoder=Workers(seconds=600),
+)
+next(data.batches())
 """
 
 
 @pytest.mark.parametrize("action", ["hang", "stop"])
-def test_no_orphan_outlives_a_trainer_that_is_killed(action, clip):
+def test_no_orphan_outlives_a_trainer_that_is_killed(action, shapes, tmp_path):
     """Nor a decoder that listens to nobody, five seconds after SIGKILL."""
+    shared = set(os.listdir("/dev/shm"))
     trainer = subprocess.Popen(
-        [sys.executable, "-c", ORPHANS, str(clip)],
+        [sys.executable, "-c", ORPHANS, str(shapes), str(tmp_path)],
         env=environment(**{failpoints.NAME: f"decode.frame:{action}"}),
         cwd=ROOT,
     )
     try:
-        while len(family(trainer.pid)) < 3:
+        while len(family(trainer.pid)) < 4:  # a nursery and three decoders
             assert trainer.poll() is None
             time.sleep(0.05)
         mine = family(trainer.pid)
@@ -261,6 +263,7 @@ def test_no_orphan_outlives_a_trainer_that_is_killed(action, clip):
     while any(map(_lives, mine)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not [pid for pid in mine if _lives(pid)]
+    assert set(os.listdir("/dev/shm")) == shared
 
 
 def _lives(pid):
