@@ -262,7 +262,10 @@ def test_no_orphan_outlives_a_trainer_that_is_killed(action, shapes, tmp_path):
     until = time.monotonic() + 5
     while any(map(_lives, mine)) and time.monotonic() < until:
         time.sleep(0.05)
-    assert not [pid for pid in mine if _lives(pid)]
+    left = [pid for pid in mine if _lives(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
     assert set(os.listdir("/dev/shm")) == shared
 
 
