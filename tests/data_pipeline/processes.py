@@ -52,6 +52,13 @@ def _parent(pid: int) -> int:
     return 0
 
 
+def lives(pid: int) -> bool:
+    """Whether a process is still there, and no zombie."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 def peak(pid: int) -> int:
     """Bytes of memory that a process has held at most; 0, if it is gone."""
     with contextlib.suppress(OSError):

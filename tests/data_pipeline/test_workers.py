@@ -1,6 +1,5 @@
 """Decoders in processes: the same frames, whatever becomes of them; no clip pays for another."""
 
-import contextlib
 import itertools
 import os
 import select
@@ -23,7 +22,7 @@ from data_pipeline.errors import BadClip
 from data_pipeline.files import Limits
 from data_pipeline.workers import InProcess, Pool, Workers
 from tests.data_pipeline.corpus import film, lossless
-from tests.data_pipeline.processes import decoders, family, nurseries
+from tests.data_pipeline.processes import decoders, family, lives, nurseries
 from tests.workbench import ROOT, environment
 
 VIEW = View(rate=10.0, frames=6, stored=(16, 24), resized=(16, 24), size=(16, 24))
@@ -260,19 +259,13 @@ def test_no_orphan_outlives_a_trainer_that_is_killed(action, shapes, tmp_path):
         trainer.kill()
         trainer.wait()
     until = time.monotonic() + 5
-    while any(map(_lives, mine)) and time.monotonic() < until:
+    while any(map(lives, mine)) and time.monotonic() < until:
         time.sleep(0.05)
-    left = [pid for pid in mine if _lives(pid)]
+    left = [pid for pid in mine if lives(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert left == []
     assert set(os.listdir("/dev/shm")) == shared
-
-
-def _lives(pid):
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 class Liar:
