@@ -24,6 +24,7 @@ from data_pipeline.errors import DataError
 
 SLICE_S = 0.25
 START_S = 120.0  # to import numpy and FFmpeg on a machine that is busy
+ANSWER_S = 15.0  # to fork, or to end a child
 END_S = 5.0
 SMALLEST = 1 << 20  # bytes of shared memory
 ROOT = Path(__file__).parents[1]
@@ -135,6 +136,7 @@ class Nursery:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._ready = False  # it has answered once
         atexit.register(self._stop)
 
     def start(self, memory: int) -> Child:
@@ -171,6 +173,7 @@ class Nursery:
         if self._process is None:
             self._control, theirs = socket.socketpair()
             with theirs:
+                self._ready = False
                 words = ["-P", "-m", "data_pipeline.nursery", str(theirs.fileno()), *self._tasks]
                 path = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
                 self._process = subprocess.Popen(
@@ -187,8 +190,10 @@ class Nursery:
         assert self._control is not None
         try:
             wire.send(self._control, message, files)
-            wait = Patience(self._control, START_S, lambda: 0)
-            return wire.receive(self._control, wait)[0]
+            seconds = ANSWER_S if self._ready else START_S
+            answer, _ = wire.receive(self._control, Patience(self._control, seconds, lambda: 0))
+            self._ready = True
+            return answer
         except (TimeoutError, EOFError, ConnectionError):
             self._stop()
             return None

@@ -29,6 +29,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -43,6 +44,7 @@ from data_pipeline.runner import Task
 POLL_S = 1.0  # between two looks at who the parent is
 DEATH_S = 2.0  # that a killed decoder may take to end; a disk may hold it back longer
 PR_SET_PDEATHSIG = 1
+DISPENSABLE = "800"  # of a thousand: the system kills a decoder before it kills the trainer
 RECORDS = {"limits": Limits, "view": View}
 
 
@@ -63,14 +65,14 @@ def main(words: Sequence[str]) -> None:
             continue
         try:
             message, files = wire.receive(control)
-        except EOFError:
+            if "end" in message:
+                answer = _end(message["end"], children)
+            else:
+                answer = _start(control, files[0], message, tasks)
+                children[answer] = None
+            wire.send(control, answer)
+        except (EOFError, ConnectionError):
             return
-        if "end" in message:
-            answer = _end(message["end"], children)
-        else:
-            answer = _start(control, files[0], message, tasks)
-            children[answer] = None
-        wire.send(control, answer)
 
 
 def _task(name: str) -> Task:
@@ -88,6 +90,8 @@ def _start(control: socket.socket, end: int, message: Any, tasks: Mapping[str, T
         control.close()
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == nursery:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/oom_score_adj").write_text(DISPENSABLE)
             failpoints.arm(message["failpoints"])
             _decode_until_gone(socket.socket(fileno=end), tasks, message["memory"])
         os._exit(0)
@@ -112,15 +116,15 @@ def _end(pid: int, children: dict[int, int | None]) -> int | None:
     while children.get(pid, 0) is None and time.monotonic() < until:
         time.sleep(1e-3)
         _bury(children)
-    return children.pop(pid, None)
+    return None if children.get(pid) is None else children.pop(pid)
 
 
 def _decode_until_gone(channel: socket.socket, tasks: Mapping[str, Task], memory: int) -> None:
-    """A decoder: do tasks until the trainer hangs up or memory ran out once."""
+    """A decoder: do tasks until the trainer hangs up or an answer is the `last`."""
     baseline = _address_space()
     shared: mmap.mmap | None = None
     answer: dict[str, Any] = {}
-    while "memory" not in answer.get("bad", ()):
+    while not answer.get("last"):
         try:
             message, files = wire.receive(channel)
         except (EOFError, ConnectionError):
@@ -130,10 +134,13 @@ def _decode_until_gone(channel: socket.socket, tasks: Mapping[str, Task], memory
             shared = mmap.mmap(handle, message["shared"])
             os.close(handle)
         # What is handed back was planned by the trainer and is not the file's to answer for.
-        most = baseline + memory + (len(shared) if shared else 0)
-        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+        own = baseline + (len(shared) if shared else 0)
+        resource.setrlimit(resource.RLIMIT_AS, (own + memory, resource.RLIM_INFINITY))
         opened = [os.fdopen(handle, **_mode(handle)) for handle in files]
         answer = _do(tasks[message["task"]], opened, message, shared)
+        # What a library leaks must not be charged to the clips that come after.
+        full = _address_space() > own + memory // 2
+        answer["last"] = full or "memory" in answer.get("bad", ())
         wire.send(channel, answer)
 
 
@@ -149,7 +156,8 @@ def _mode(handle: int) -> dict[str, Any]:
 
 
 def _do(task: Task, files: list[IO[bytes]], message: Any, shared: mmap.mmap | None) -> Any:
-    """`done`: what the task returned, `bad`: reason and detail, or `error`: number and text."""
+    """`done`: what the task returned, `bad`: reason and detail, or `error`: number and text.
+    `last`, added later, says whether the decoder ends now."""
     arguments = {name: _argument(name, value) for name, value in message["arguments"].items()}
     if message["shape"] and shared:
         count = int(np.prod(message["shape"]))

@@ -140,9 +140,12 @@ class Pool:
                 self._nursery.end(child)
                 raise
             else:
-                if "memory" not in answer.get("bad", ()):
+                if not answer.get("last"):
                     with self._lock:
                         self._idle.append(child)
+                    return _result(answer)
+                if "memory" not in answer.get("bad", ()):
+                    self._nursery.end(child)
                     return _result(answer)
                 lost = ["memory", f"beyond {self._memory >> 20} MiB"]
             status = self._nursery.end(child)

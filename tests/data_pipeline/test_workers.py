@@ -361,12 +361,38 @@ def test_other_systems_are_told(monkeypatch):
 
 
 def test_a_decoder_never_holds_jax(clip):
-    """What is forked has numpy, PyAV and Pillow, and nothing of the trainer."""
+    """What is forked has numpy, PyAV and Pillow, and nothing of the trainer; it is forked from one
+    thread, and the system kills it before the trainer."""
     run = start()
     look(clip, run)
+    cuts = Workers().start(shots.watch)
+    shots.shots(clip, run=cuts)
     for pid in nurseries():
         libraries = Path(f"/proc/{pid}/maps").read_text()
         assert "libav" in libraries and "jaxlib" not in libraries and "grain" not in libraries
+        assert len(os.listdir(f"/proc/{pid}/task")) == 1
+    mine = Path("/proc/self/oom_score_adj").read_text()
+    for pid in decoders():
+        assert int(Path(f"/proc/{pid}/oom_score_adj").read_text()) > int(mine)
+
+
+KEPT = []
+
+
+def leak(file, *, out):
+    """A task that keeps 40 MiB each time, as a library with a fault would."""
+    KEPT.append(b"x" * (40 << 20))
+    out[:] = len(KEPT)
+
+
+def test_a_decoder_that_leaks_is_replaced_before_a_clip_must_pay(clip):
+    """128 MiB may be kept of 256: four times, then it begins anew."""
+    run, out, seen = Workers(memory_mib=256).start(leak), np.zeros(1, np.uint8), []
+    for _ in range(9):
+        with open(clip, "rb") as file:
+            run.fill(out, leak, file)
+        seen.append(int(out[0]))
+    assert seen == [1, 2, 3, 4] * 2 + [1]
 
 
 def test_an_action_that_nobody_can_do_is_said():
