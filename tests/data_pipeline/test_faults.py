@@ -18,7 +18,7 @@ import pytest
 from data_pipeline import failpoints, manifest
 from data_pipeline.__main__ import main
 from data_pipeline.decode import View, decode, read_view
-from data_pipeline.errors import DataError
+from data_pipeline.errors import BadClip, DataError
 from data_pipeline.generated import generate
 from data_pipeline.index import index
 from data_pipeline.loaders import PackedVideo, Source
@@ -184,6 +184,26 @@ def test_a_file_replaced_while_it_is_read_is_still_the_one_that_was_opened(tmp_p
     view = View(rate=10.0, frames=6, stored=(16, 24), resized=(16, 24), size=(16, 24))
     assert np.array_equal(decode(path, view, still=False, run=Replacing()), film(6))
     assert np.array_equal(decode(path, view, still=False, run=run), film(6, seed=3))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_file_that_shrinks_while_it_is_read_is_bad(known, tmp_path):
+    path = lossless(tmp_path / "a.mkv", film(6, 64, 96), list(range(0, 600, 100)))
+    size = path.stat().st_size
+    run = QUICK.start(read_view)
+
+    class Cutting:
+        def fill(self, out, task, *files, **arguments):
+            os.truncate(path, size // 2)
+            run.fill(out, task, *files, **arguments)
+
+    shape = (64, 96)
+    view = View(
+        rate=10.0, frames=6, stored=shape, resized=shape, size=shape, bytes=size if known else None
+    )
+    with pytest.raises(BadClip) as bad:
+        decode(path, view, still=False, run=Cutting())
+    assert bad.value.reason in ({"changed"} if known else {"truncated", "corrupt", "short"})
 
 
 def test_an_index_outlives_the_files_that_kill(tmp_path, monkeypatch, capsys):
