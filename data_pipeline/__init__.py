@@ -4,6 +4,7 @@
         -> index -> manifest                     what there is, measured once
     order -> sizes, clips -> bins -> plan        which examples share a row: metadata alone
     decode -> rows -> loaders                    pixels, decoded where the plan put them
+    files, workers, children, nursery            who opens a stranger's file, and who decodes it
     report                                       what a plan would do
     generated, encode                            the demo's own data
 

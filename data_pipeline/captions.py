@@ -22,9 +22,9 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from data_pipeline.errors import BadClip, printable
+from data_pipeline.files import Limits
 from data_pipeline.lines import lines
 from data_pipeline.places import Place
-from data_pipeline.regular import Limits
 from data_pipeline.text import clean
 
 NAMES = ("captions.csv", "captions.jsonl")

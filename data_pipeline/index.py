@@ -20,13 +20,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipeline import keys, manifest, remote, shots, storage, text
-from data_pipeline.copies import Copies
+from data_pipeline.copies import Copies, shrink
 from data_pipeline.errors import BadClip, DataError, printable
+from data_pipeline.files import Limits
 from data_pipeline.parts import ENTRIES, Part, Parts
 from data_pipeline.places import Place
-from data_pipeline.probe import Found, probe, probe_spans
+from data_pipeline.probe import Found, look_at, probe, probe_spans
+from data_pipeline.probe import look as look_whole
+from data_pipeline.runner import HERE, Runner, Task
 from data_pipeline.sources.choose import choose
 from data_pipeline.sources.entry import Entry, Said, Source
+from data_pipeline.workers import DEFAULT, Decoder
 
 MOST_PROMPTS = 8  # captions that are written down to sample with
 MOST_READ = 1 << 20  # captions that the tokenizer learns from
@@ -41,6 +45,7 @@ def index(
     cut: bool = False,
     side: int | None = None,
     threads: int | None = None,
+    decoder: Decoder = DEFAULT,
 ) -> dict[str, Any]:
     """Index a source into the manifest folder `out`; with `cut`, each shot of a film is a clip.
 
@@ -49,6 +54,7 @@ def index(
         `choose.FORMS`, None tells by its looks; media: where the files of annotations lie.
       side: small copies are made in `out/copies-SIDE`, their shorter side of so many pixels, and
         are what is indexed; captions are those of the files themselves.
+      decoder: where files are looked at.
 
     An index that was stopped goes on where it was when it is started again.
 
@@ -57,17 +63,22 @@ def index(
     `problems`, a sentence each, with annotations.
 
     Raises:
-      DataError: code 2, no such source; 3, nothing in it can be used; 6, `out` cannot be written.
+      DataError: code 2, no such source, or wrong settings; 3, nothing in it can be used; 6, `out`
+        cannot be written.
     """
+    if wrong := decoder.problems():
+        raise DataError(" ".join(wrong), code=2)
     chosen = choose(source, form, media)
     if side and remote.is_remote(out):
         raise DataError(f"small copies are written to disk, not to '{out}'; copy them.", code=2)
-    store = Copies(Path(out) / f"copies-{side}", side) if side else None
-    look_at = functools.partial(look, source=chosen, cut=cut, store=store)
+    tasks: list[Task] = [look_whole, look_at, *[shots.watch] * cut, *[shrink] * bool(side)]
+    how: dict[str, Any] = {"limits": decoder.limits, "run": decoder.start(*tasks)}
+    store = Copies(Path(out) / f"copies-{side}", side, **how) if side else None
+    look_at_one = functools.partial(look, source=chosen, cut=cut, store=store, **how)
     parts = Parts(out, json.dumps([manifest.SCHEMA.to_string(), chosen.root, cut, side]))
     try:
         with ThreadPoolExecutor(threads or 2 * (os.cpu_count() or 1)) as pool:
-            found = _join(_tracked(chosen, parts, look_at, pool))
+            found = _join(_tracked(chosen, parts, look_at_one, pool))
         reasons = collections.Counter(line["reason"] for line in found.skipped)
         if not found.table.num_rows:
             said = f": {', '.join(f'{n} {r}' for r, n in sorted(reasons.items()))}"
@@ -102,7 +113,7 @@ class Looked(NamedTuple):
     skipped: list[dict[str, str]]
 
 
-def _tracked(source: Source, parts: Parts, look_at, pool: Executor) -> Iterator[Part]:
+def _tracked(source: Source, parts: Parts, look_at_one, pool: Executor) -> Iterator[Part]:
     """Part by part, from disk where it was found before."""
     console = Console(stderr=True)
     columns = (TextColumn("probing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -118,7 +129,7 @@ def _tracked(source: Source, parts: Parts, look_at, pool: Executor) -> Iterator[
             part = parts.get(number, some)
             if part is None:
                 rows, skipped = [], []
-                for looked in pool.map(look_at, some):
+                for looked in pool.map(look_at_one, some):
                     rows += looked.rows
                     skipped += looked.skipped
                     progress.advance(task)
@@ -139,14 +150,22 @@ def _join(parts: Iterator[Part]) -> Part:
     return Part(pa.concat_tables(tables), skipped, origins)
 
 
-def look(entry: Entry, *, source: Source, cut: bool = False, store: Copies | None = None) -> Looked:
+def look(
+    entry: Entry,
+    *,
+    source: Source,
+    cut: bool = False,
+    store: Copies | None = None,
+    limits: Limits | None = None,
+    run: Runner = HERE,
+) -> Looked:
     """The clips of one file, or why there is none."""
     rows, skipped = [], []
     try:
         if not entry.name.isprintable() or not entry.place.uri.isprintable():
             raise BadClip("name", "not printable")
         place = _copied(store, entry) if store else entry.place
-        for name, found, said in _clips(entry, place, source, cut):
+        for name, found, said in _clips(entry, place, source, cut, limits=limits, run=run):
             if isinstance(found, BadClip):
                 skipped.append(_skip(name, found))
             else:
@@ -166,16 +185,16 @@ def _copied(store: Copies, entry: Entry) -> Place:
 
 
 def _clips(
-    entry: Entry, place: Place, source: Source, cut: bool
+    entry: Entry, place: Place, source: Source, cut: bool, **how: Any
 ) -> Iterator[tuple[str, Found | BadClip, Said]]:
     """(name, what was found, what is said) of every clip of a file."""
     if entry.parts:
         spans = [(part.start, part.end) for part in entry.parts]
-        for part, found in zip(entry.parts, probe_spans(place, spans), strict=True):
+        for part, found in zip(entry.parts, probe_spans(place, spans, **how), strict=True):
             yield part.name, found, part.said
         return
     films = cut and not entry.still
-    shown = shots.shots(place) if films else [probe(place, still=entry.still)]
+    shown = shots.shots(place, **how) if films else [probe(place, still=entry.still, **how)]
     for number, shot in enumerate(shown):
         name = f"{entry.name}#{number:04d}" if len(shown) > 1 else entry.name
         if len(shown) > 1 and shots.is_short(shot):

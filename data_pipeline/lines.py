@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import BadClip
+from data_pipeline.files import Limits
 from data_pipeline.places import Place
-from data_pipeline.regular import Limits
 from data_pipeline.sources.entry import suffix
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")

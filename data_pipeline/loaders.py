@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Generator, Iterable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from data_pipeline import manifest, remote, rows
 from data_pipeline.collection import Clips, gather, split
+from data_pipeline.decode import decode, read_view
 from data_pipeline.errors import DataError
 from data_pipeline.order import Drawn
 from data_pipeline.plan import SCHEME, Capacity, Planner, Plans, lay_out, plan_name
@@ -29,10 +30,12 @@ from data_pipeline.report import summarise
 from data_pipeline.serve import Batch, ErrorBudget, Reader, Served, Share, Steps, remembering, stack
 from data_pipeline.sizes import Area, Native
 from data_pipeline.text import Tokenizer
+from data_pipeline.workers import DEFAULT, Decoder
 
 VALIDATION_SEED = 0  # not the run's: every run of the same data is judged on the same batch
 MOST_VALIDATION = 1 << 14
 LARGEST_BLOCK = 1 << 20
+VERIFY = ("size", "sha256")
 STEPS_AHEAD = 4  # more would be decoded in vain by whoever stops early
 
 __all__ = ["Batch", "PackedVideo", "Source"]
@@ -61,7 +64,10 @@ class PackedVideo:
         decoded clips that are kept for their next visit, 0 keeps none.
       cache: folder for plans; None is beside the first manifest, or below `$VDM_CACHE` where that
         is on object storage.
-      max_bad: more than this share of at least 64 examples bad ends the run with code 3.
+      max_bad: more than this share of at least 64 examples bad ends the run with code 3, and so do
+        more than `max_bad_examples` of a host since its start.
+      decoder: where files are decoded, and what they may cost (`workers.py`).
+      verify: what of a file must be as its manifest says: its "size" or its "sha256".
     """
 
     sources: tuple[Source, ...]
@@ -80,6 +86,9 @@ class PackedVideo:
     memory_mib: int = 256
     cache: str | None = None
     max_bad: float = 0.5
+    max_bad_examples: int | None = None
+    decoder: Decoder = DEFAULT
+    verify: str = "size"
 
     def problems(self, devices: int = 1, microbatches: int = 1) -> list[str]:
         """Everything wrong with these settings, one sentence each; opens no video."""
@@ -116,6 +125,14 @@ class PackedVideo:
             for source in self.sources
             if not (_real(source.weight) and source.weight > 0)
         ]
+        if self.max_bad_examples is not None and not _whole(self.max_bad_examples, 0):
+            found.append(
+                f"max_bad_examples is {self.max_bad_examples!r}; it must be a whole number of at "
+                "least 0, or None."
+            )
+        if self.verify not in VERIFY:
+            found.append(f"verify is {self.verify!r}; it must be one of {', '.join(VERIFY)}.")
+        found += self.decoder.problems()
         found += self.size.problems()
         if found:
             return found
@@ -209,8 +226,10 @@ class PackedVideo:
 
     @cached_property
     def _reader(self) -> Reader:
-        decode = remembering(self.memory_mib)
-        return Reader(self._sources, self.capacity, self.tokenizer, decode)
+        run = self.decoder.start(read_view)
+        guarded = partial(decode, limits=self.decoder.limits, run=run)
+        recall = remembering(guarded, self.memory_mib)
+        return Reader(self._sources, self.capacity, self.tokenizer, recall, self.verify)
 
     def fingerprint(self) -> dict[str, Any]:
         """What must stay as it is when a run resumes, as JSON would return it."""
@@ -260,7 +279,7 @@ class PackedVideo:
     def _serve(
         self, steps: Steps, share: Share, known_bad: Collection[tuple[str, int]]
     ) -> Generator[Batch]:
-        budget = ErrorBudget(self.max_bad)
+        budget = ErrorBudget(self.max_bad, self.max_bad_examples)
         row_bytes = sum(leaf.nbytes for leaf in rows.blank(self.capacity).values())
         ahead = max(self.threads, STEPS_AHEAD * share.rows_per_step)
         waiting = max(1, min(ahead, (self.prefetch_mib << 20) // row_bytes))
@@ -268,7 +287,8 @@ class PackedVideo:
             num_threads=min(self.threads, waiting), prefetch_buffer_size=waiting
         )
         served = Served(steps, share, self._reader, known_bad)
-        # Threads, not processes: FFmpeg and Pillow release the interpreter's lock.
+        # Threads, not grain's processes: each waits for a decoder, which `self.decoder` may put
+        # into a process that can be replaced.
         data = grain.MapDataset.source(served).to_iter_dataset(options)
         iterator = iter(data.batch(share.rows_per_step, batch_fn=tuple))
         try:

@@ -21,7 +21,7 @@ from typing import IO
 
 from data_pipeline import remote
 from data_pipeline.errors import BadClip, DataError, printable
-from data_pipeline.regular import Limits, open_regular
+from data_pipeline.files import Limits, is_inside, open_regular
 
 TAR = re.compile(r"tar://(?P<file>.+)#(?P<first>\d+),(?P<size>\d+)", re.DOTALL)
 RECORD = re.compile(r"record://(?P<file>.+)#(?P<index>\d+)(?:/(?P<feature>.+))?", re.DOTALL)
@@ -68,14 +68,20 @@ class Place:
         name = part["file"] if part else self.uri
         if remote.is_remote(self.root):
             return remote.facts(f"{self.root.rstrip('/')}/{name}").version
-        with open_regular(Path(self.root, name), ANY_SIZE) as file:
+        with open_regular(self._local(name), ANY_SIZE) as file:
             status = os.fstat(file.fileno())
         return f"{status.st_mtime_ns}-{status.st_size}"
 
     def _file(self, name: str, limits: Limits) -> IO[bytes]:
         if remote.is_remote(self.root):
             return remote.open_file(f"{self.root.rstrip('/')}/{name}", limits)
-        return open_regular(Path(self.root, name), limits)
+        return open_regular(self._local(name), limits)
+
+    def _local(self, name: str) -> Path:
+        path = Path(self.root, name)
+        if not is_inside(path.parent, Path(self.root)):
+            raise BadClip("link", "one of its folders")
+        return path
 
     def _part(self, name: str, first: int, size: int, limits: Limits) -> IO[bytes]:
         if size > limits.bytes:
@@ -91,7 +97,7 @@ class Place:
     def _record(self, name: str, index: int, feature: str | None, limits: Limits) -> IO[bytes]:
         if remote.is_remote(self.root):
             raise DataError("ArrayRecord files are read from disk only; copy them.", code=2)
-        path = Path(self.root, name)
+        path = self._local(name)
         open_regular(path, ANY_SIZE).close()  # not a link or pipe
         try:
             record = _records(str(path))[index]

@@ -15,18 +15,12 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import IO, Any, Protocol
 
-from data_pipeline.decode import (
-    guarded,
-    load_image,
-    open_video,
-    size_of,
-    turns,
-    upright_size,
-    whole_frames,
-)
+from data_pipeline import failpoints
+from data_pipeline.decode import load_image, open_video, turns, upright_size, whole_frames
 from data_pipeline.errors import BadClip
+from data_pipeline.files import Limits, guarded, size_of
 from data_pipeline.places import Place
-from data_pipeline.regular import Limits
+from data_pipeline.runner import HERE, Runner
 
 WHOLE = 2048  # films with more frames than this are tried in three places
 TRIED = 32  # frames in each
@@ -63,46 +57,66 @@ class Cuts(Protocol):
 Span = tuple[float, float]  # seconds of presentation time: from, and up to before
 
 
-def probe(place: Place, *, still: bool, limits: Limits | None = None) -> Found:
-    """Look at one file.
+def probe(place: Place, *, still: bool, limits: Limits | None = None, run: Runner = HERE) -> Found:
+    """Look at one file, where `run` says.
 
     Raises:
       BadClip: it cannot be trained on, and why.
     """
-    (found,) = _look(place, limits or Limits(), _still if still else _film)
-    return found
-
-
-def probe_shots(place: Place, cuts: Cuts, *, limits: Limits | None = None) -> list[Found]:
-    """Look at all of a film; each of its shots, in order.
-
-    Raises:
-      BadClip: as `probe`.
-    """
-    return _look(place, limits or Limits(), lambda file, limits: _film(file, limits, cuts))
+    limits = limits or Limits()
+    (found,) = guarded(place, limits, lambda file: run.ask(look, file, limits=limits, still=still))
+    return Found(**found)
 
 
 def probe_spans(
-    place: Place, spans: Sequence[Span], *, limits: Limits | None = None
+    place: Place, spans: Sequence[Span], *, limits: Limits | None = None, run: Runner = HERE
 ) -> list[Found | BadClip]:
     """Look at parts of a film; what each holds, or what is wrong with that part alone.
 
     Raises:
       BadClip: the film cannot be trained on, and why.
     """
-    return _look(place, limits or Limits(), lambda file, limits: _spans(file, limits, spans))
+    limits, ends = limits or Limits(), [list(span) for span in spans]
+    parts = guarded(place, limits, lambda file: run.ask(look_at, file, limits=limits, spans=ends))
+    return [BadClip(*part["bad"]) if "bad" in part else Found(**part) for part in parts]
 
 
-def _look(place: Place, limits: Limits, look: Callable[[IO[bytes], Limits], Any]) -> Any:
-    with guarded(place, limits) as file:
-        size = size_of(file)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        file.seek(0)
-        parts = look(file, limits)
+def look(
+    file: IO[bytes], *, limits: Limits, still: bool, cuts: Cuts | None = None
+) -> list[dict[str, Any]]:
+    """Fields of `Found` for each shot, in order, of an open file; a task of `runner.Runner`.
+
+    Raises:
+      BadClip: as `probe`. OSError: it cannot be read just now.
+    """
+    known = _known(file)
+    parts = _still(file, limits) if still else _film(file, limits, cuts)
+    return [part | known for part in parts]
+
+
+def look_at(
+    file: IO[bytes], *, limits: Limits, spans: Sequence[Sequence[float]]
+) -> list[dict[str, Any]]:
+    """Fields of `Found` for each span of an open film, or `bad`: reason and detail; a task of
+    `runner.Runner`.
+
+    Raises: as `look`.
+    """
+    known = _known(file)
+    parts = _spans(file, limits, spans)
     return [
-        part if isinstance(part, BadClip) else Found(sha256=digest, bytes=size, **part)
+        {"bad": [part.reason, part.detail]} if isinstance(part, BadClip) else part | known
         for part in parts
     ]
+
+
+def _known(file: IO[bytes]) -> dict[str, Any]:
+    """What does not depend on what a file holds."""
+    failpoints.reach("decode.read")
+    size = size_of(file)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0)
+    return {"sha256": digest, "bytes": size}
 
 
 def _still(file: IO[bytes], limits: Limits) -> list[dict[str, Any]]:
@@ -112,7 +126,7 @@ def _still(file: IO[bytes], limits: Limits) -> list[dict[str, Any]]:
     return [{**no_time, **size, "n_frames": 1, "rotation": 0}]
 
 
-def _film(file: IO[bytes], limits: Limits, cuts: Cuts | None = None) -> list[dict[str, Any]]:
+def _film(file: IO[bytes], limits: Limits, cuts: Cuts | None) -> list[dict[str, Any]]:
     with open_video(file, limits) as (container, stream):
         ticks = packet_times(container, stream, limits)
         if len(ticks) > WHOLE and cuts is None:
@@ -127,7 +141,7 @@ def _film(file: IO[bytes], limits: Limits, cuts: Cuts | None = None) -> list[dic
 
 
 def _spans(
-    file: IO[bytes], limits: Limits, spans: Sequence[Span]
+    file: IO[bytes], limits: Limits, spans: Sequence[Sequence[float]]
 ) -> list[dict[str, Any] | BadClip]:
     with open_video(file, limits) as (container, stream):
         ticks = packet_times(container, stream, limits)
@@ -197,6 +211,8 @@ def packet_times(container: Any, stream: Any, limits: Limits) -> list[int]:
             raise BadClip("too_large", f"more than {limits.frames} frames")
     if not ticks:
         raise BadClip("truncated" if promised else "no_frames")
+    if (max(ticks) - min(ticks)) * stream.time_base > limits.seconds:
+        raise BadClip("too_large", f"longer than {limits.seconds:g} seconds")
     # In mp4 the table of samples is the file's own count; an AVI header's is often wrong.
     if container.format.name.startswith("mov") and count < promised:
         raise BadClip("truncated", f"{count} of {promised} frames")

@@ -22,7 +22,7 @@ import fsspec
 import tenacity
 
 from data_pipeline.errors import BadClip, DataError
-from data_pipeline.regular import Limits
+from data_pipeline.files import Limits
 
 # What a manifest of a stranger's may name; each needs a package of fsspec's family.
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}

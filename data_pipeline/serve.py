@@ -7,7 +7,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from cachetools import LRUCache, cached
@@ -15,13 +15,14 @@ from cachetools import LRUCache, cached
 from data_pipeline import rows
 from data_pipeline.balance import balance
 from data_pipeline.collection import Clips
-from data_pipeline.decode import View, decode
+from data_pipeline.decode import View
 from data_pipeline.errors import BadClip, DataError
 from data_pipeline.places import Place
 from data_pipeline.plan import ROWS_PER_BLOCK, Block, Capacity
 from data_pipeline.text import Tokenizer
 
 LEAST_JUDGED = 64  # examples seen before the share of bad ones means anything
+WORST = 5  # paths that are named when there are too many of them
 
 
 class Blocks(Protocol):
@@ -115,7 +116,7 @@ class Steps:
         return filled + [block.examples[:0]] * (self.rows - len(filled)), costs
 
 
-def remembering(mib: int) -> Callable[..., np.ndarray]:
+def remembering(decode: Callable[..., np.ndarray], mib: int) -> Callable[..., np.ndarray]:
     """`decode`, keeping up to `mib` MiB of what it made; what was longest not asked for goes first.
 
     Of a set that fits, every epoch but the first finds each view decoded already.
@@ -126,12 +127,13 @@ def remembering(mib: int) -> Callable[..., np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Decodes planned rows."""
+    """Decodes planned rows; `verify` says what of a file is compared with its manifest."""
 
     sources: tuple[Clips, ...]
     capacity: Capacity
     tokenizer: Tokenizer
-    decode: Callable[..., np.ndarray] = decode
+    decode: Callable[..., np.ndarray]
+    verify: str = "size"
 
     def read(self, examples: np.ndarray, known_bad: Collection[tuple[str, int]] = ()) -> Row:
         """A row of (n,) `EXAMPLE`: a bad one keeps its slot, zero-filled and not valid."""
@@ -152,6 +154,9 @@ class Reader:
 
     def _decode(self, clips: Clips, example: np.void) -> np.ndarray:
         clip = int(example["clip"])
+        place = clips.manifest.place(clip)
+        hashed = self.verify == "sha256"
+        digest = clips.manifest.table["sha256"][clip].as_py() if hashed else None
         view = View(
             first=float(clips.first[clip]),
             end=float(clips.end[clip]),
@@ -162,8 +167,8 @@ class Reader:
             resized=(int(example["resized"][0]), int(example["resized"][1])),
             size=(int(example["size"][0]), int(example["size"][1])),
             bytes=int(clips.bytes[clip]),
+            sha256=digest,
         )
-        place = clips.manifest.place(clip)
         return self.decode(place, view, still=bool(clips.still[clip]))
 
     def _member(self, clips: Clips, example: np.void, video: np.ndarray | None) -> rows.Member:
@@ -225,21 +230,32 @@ def stack(read: Sequence[Row], cursor: int, share: Share) -> Batch:
 class ErrorBudget:
     """Ends a run whose data is mostly bad, instead of letting it train on nothing."""
 
-    def __init__(self, most: float):
-        self.most = most
+    def __init__(self, share: float, number: int | None = None):
+        self.share, self.number = share, number
         self.seen = 0
         self.reasons: collections.Counter[str] = collections.Counter()
-        self.paths: dict[str, None] = {}
+        self.places: collections.Counter[tuple[Place, str]] = collections.Counter()
 
     def count(self, read: Sequence[Row]) -> None:
-        """Raises: DataError, code 3, when more than the share allowed of all so far is bad."""
+        """Raises: DataError, code 3, when more than the share or number allowed is bad."""
         self.seen += sum(row.examples for row in read)
-        self.reasons.update(reason for row in read for _, _, reason in row.bad)
-        self.paths.update({str(place): None for row in read for place in row.places})
+        for row in read:
+            reasons = [reason for _, _, reason in row.bad]
+            self.reasons.update(reasons)
+            self.places.update(zip(row.places, reasons, strict=True))
         bad = self.reasons.total()
-        if self.seen >= LEAST_JUDGED and bad > self.most * self.seen:
-            top = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common(3))
-            raise DataError(
-                f"{bad} of {self.seen} examples cannot be used ({top}), more than max_bad "
-                f"{self.most:g} allows; look at {', '.join(list(self.paths)[:5])}."
-            )
+        if self.number is not None and bad > self.number:
+            self._stop(bad, f"max_bad_examples {self.number}")
+        if self.seen >= LEAST_JUDGED and bad > self.share * self.seen:
+            self._stop(bad, f"max_bad {self.share:g}")
+
+    def _stop(self, bad: int, rule: str) -> NoReturn:
+        top = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common(3))
+        worst = ", ".join(
+            f"{place} ({reason}, {count} times)"
+            for (place, reason), count in self.places.most_common(WORST)
+        )
+        raise DataError(
+            f"{bad} of {self.seen} examples cannot be used ({top}), more than {rule} allows; "
+            f"look at {worst}."
+        )

@@ -21,8 +21,8 @@ from pathlib import Path
 from data_pipeline import captions as tables
 from data_pipeline import remote
 from data_pipeline.errors import BadClip, DataError
+from data_pipeline.files import Limits
 from data_pipeline.places import Place
-from data_pipeline.regular import Limits
 from data_pipeline.sources import entry as words
 from data_pipeline.sources.entry import Entry, Said, cleaned, is_clip, is_still
 

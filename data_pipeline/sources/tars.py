@@ -17,8 +17,8 @@ import tarfile
 from collections.abc import Iterator
 
 from data_pipeline.errors import BadClip, DataError, printable
+from data_pipeline.files import Limits
 from data_pipeline.places import Place
-from data_pipeline.regular import Limits
 from data_pipeline.sources import entry as words
 from data_pipeline.sources.entry import Entry, Said, cleaned, is_clip, is_still, number
 from data_pipeline.sources.folder import listing

@@ -17,6 +17,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.index import index
 from data_pipeline.places import Place
 from data_pipeline.sources.entry import is_still
+from data_pipeline.workers import InProcess, Workers
 from tests.data_pipeline.corpus import ACCEPTED, REFUSED, film, look, lossless
 from tests.data_pipeline.test_shots import LENGTHS, RATE, read_back, scenes
 
@@ -146,11 +147,9 @@ def test_a_full_disk_is_not_the_file_s_fault(tmp_path, name, monkeypatch):
         PIL.Image.fromarray(film(1)[0]).save(tmp_path / "in" / name)
     else:
         lossless(tmp_path / "in" / name, film(3), [0, 40, 80])
-    for make in ("_image", "_film"):
-        real = getattr(copies, make)
-        monkeypatch.setattr(
-            copies, make, lambda file, to, *rest, real=real: real(file, Path("/dev/full"), *rest)
-        )
-    with pytest.raises(DataError, match="small copies") as error:
-        index(str(tmp_path / "in"), str(tmp_path / "m"), side=8)
-    assert error.value.code == 6
+    real = open
+    monkeypatch.setattr(copies, "open", lambda path, mode: real("/dev/full", mode), raising=False)
+    for decoder in (InProcess(), Workers()):
+        with pytest.raises(DataError, match="small copies") as error:
+            index(str(tmp_path / "in"), str(tmp_path / "m"), side=8, decoder=decoder)
+        assert error.value.code == 6

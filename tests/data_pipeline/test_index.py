@@ -16,7 +16,7 @@ from data_pipeline.index import index
 from data_pipeline.places import Place
 from data_pipeline.sources.entry import Entry
 from data_pipeline.sources.folder import Folder
-from tests.data_pipeline.corpus import ACCEPTED, REFUSED, look, mp4
+from tests.data_pipeline.corpus import ACCEPTED, REFUSED, UNSEEN, look, mp4
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -58,6 +58,8 @@ def test_a_folder_of_everything_is_indexed_and_counted(tmp_path, capsys):
     clips.mkdir()
     everything = REFUSED | ACCEPTED
     for name, (make, _) in everything.items():
+        make(clips / name)
+    for name, make in UNSEEN.items():
         make(clips / name)
     os.rename(mp4(clips / "n.mp4"), os.fsencode(clips) + b"/\xff\xfe.mp4")  # no UTF-8
     assert main(["index", str(clips), "--out", str(out), "--json"]) == 0

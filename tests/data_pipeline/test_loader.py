@@ -12,14 +12,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipeline import rows, serve
+from data_pipeline import loaders, rows, serve
 from data_pipeline.collection import split
 from data_pipeline.decode import decode
 from data_pipeline.errors import DataError
+from data_pipeline.files import Limits
 from data_pipeline.index import index
 from data_pipeline.loaders import PackedVideo, Source
 from data_pipeline.serve import Reader
 from data_pipeline.sizes import Area, Native
+from data_pipeline.workers import InProcess, Workers
 from tests.data_pipeline.corpus import film, lossless, mp4
 
 
@@ -60,6 +62,10 @@ def first(data, count=1, **how):
         ({"holdout": -0.1}, ("holdout", "-0.1")),
         ({"holdout": 0.999999}, ("holdout", "no clip")),
         ({"max_bad": float("inf")}, ("max_bad", "inf")),
+        ({"max_bad_examples": -1}, ("max_bad_examples", "-1")),
+        ({"verify": "md5"}, ("verify", "md5", "size, sha256")),
+        ({"decoder": Workers(seconds=-1.0)}, ("decoder.seconds", "-1.0")),
+        ({"decoder": InProcess(limits=Limits(pixels=0))}, ("limits.pixels", "0")),
         ({"patch": (2, 4)}, ("patch", "(2, 4)")),
         ({"patch": (2, 4, 0)}, ("patch",)),
         ({"patch": (2, 64, 4)}, ("patch", "height", "20")),
@@ -106,7 +112,7 @@ def test_the_fingerprint_survives_json_and_sees_every_change(shapes, tmp_path):
         assert other.fingerprint() != data.fingerprint(), name
     same = {
         "threads": 1, "prefetch_mib": 9, "memory_mib": 3, "cache": str(tmp_path), "max_bad": 0.1,
-        "rows": 8,
+        "rows": 8, "max_bad_examples": 3, "verify": "sha256", "decoder": InProcess(),
     }  # fmt: skip
     assert dataclasses.replace(data, **same).fingerprint() == data.fingerprint()
 
@@ -117,11 +123,11 @@ def test_a_set_that_fits_in_memory_is_decoded_once(shapes, monkeypatch):
     def read(memory_mib):
         decoded = []  # a list for each loader: one that was closed may still be at work
 
-        def counted(path, view, *, still):
+        def counted(path, view, *, still, limits, run):
             decoded.append(path)
-            return decode(path, view, still=still)
+            return decode(path, view, still=still, limits=limits, run=run)
 
-        monkeypatch.setattr(serve, "decode", counted)
+        monkeypatch.setattr(loaders, "decode", counted)
         return first(loader(shapes, threads=1, memory_mib=memory_mib), 12), decoded
 
     forgetful, often = read(0)
@@ -151,9 +157,7 @@ def test_memory_is_bounded_in_bytes():
         made.append(path)
         return np.zeros((1, 512, 512, 3), np.uint8)  # three quarters of a MiB
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "decode", one)
-        recall = serve.remembering(2)
+    recall = serve.remembering(one, 2)
     for name in ("a", "b", "b", "c", "c", "b", "a"):
         recall(Path(name), None, still=False)
     assert [str(path) for path in made] == ["a", "b", "c", "a"]

@@ -10,8 +10,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
 from data_pipeline.errors import BadClip
+from data_pipeline.files import Limits
 from data_pipeline.places import ANY_SIZE, Place, Window
-from data_pipeline.regular import Limits
 
 CONTENT = {"a/one.mp4": b"first" * 300, "a/two.mp4": b"2", "three.txt": bytes(range(256)) * 9}
 

@@ -14,10 +14,10 @@ import tenacity
 
 from data_pipeline import manifest, remote
 from data_pipeline.errors import BadClip, DataError
+from data_pipeline.files import Limits
 from data_pipeline.index import index
 from data_pipeline.loaders import PackedVideo, Source
 from data_pipeline.places import Place
-from data_pipeline.regular import Limits
 from data_pipeline.remote import BLOCK, Blocks, Facts, RemoteFile
 from data_pipeline.sizes import Native
 from tests.data_pipeline.bucket import KEYS, client, serving

@@ -10,9 +10,9 @@ import pytest
 from data_pipeline import manifest
 from data_pipeline.decode import View, decode
 from data_pipeline.errors import DataError
+from data_pipeline.files import Limits
 from data_pipeline.index import index
 from data_pipeline.places import Place
-from data_pipeline.regular import Limits
 from data_pipeline.sources.tars import said_of
 from tests.data_pipeline.corpus import mp4
 

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline.errors import BadClip, DataError
+from data_pipeline.files import Limits
 from data_pipeline.lines import lines
 from data_pipeline.places import Place
-from data_pipeline.regular import Limits
 from data_pipeline.sources.annotated import Told
 from data_pipeline.sources.entry import Said, cleaned, number
 
