@@ -6,6 +6,7 @@ import pytest
 from data_pipeline import clips, sizes
 from data_pipeline.balance import balance, straggler
 from data_pipeline.bins import best_fit
+from data_pipeline.clips import OwnRate, Rate
 from data_pipeline.order import PERIOD, Order, held_out, shares
 from data_pipeline.sizes import Area, Native
 
@@ -76,12 +77,12 @@ def test_area_is_drawn_and_enlarges_nothing_beyond_its_least():
 
 def test_a_rate_leaves_frames_out_and_invents_none():
     frames, native = np.array([31, 31, 31, 1, 10]), np.array([30.0, 25.0, 8.0, 0.0, 12.5])
-    kept, rate = clips.at_rate(frames, native, 10.0)
+    kept, rate = clips.at_rate(frames, native, Rate(fps=10.0).wanted(native, np.zeros(5)))
     # 30 fps: every third of 31 frames; 25 fps: 1.2 s holds 13 times; slower clips as they are.
     assert kept.tolist() == [11, 13, 31, 1, 8]
     assert rate.tolist() == [10.0, 10.0, 8.0, 0.0, 10.0]
-    as_is, same = clips.at_rate(frames, native, None)
-    assert as_is is frames and same is native
+    as_is, same = clips.at_rate(frames, native, OwnRate().wanted(native, np.zeros(5)))
+    assert np.array_equal(as_is, frames) and np.array_equal(same, native)
 
 
 def test_starts_are_uniform_over_whole_frames():
@@ -152,12 +153,18 @@ def next_fit(lengths, capacity):
     return rows
 
 
+def rows_of(wanted, capacity, **how):
+    """The examples of each row, in the order in which rows are closed."""
+    row = best_fit(wanted, capacity, **how)
+    return [np.flatnonzero(row == number).tolist() for number in range(row.max() + 1)]
+
+
 def test_best_fit_reaches_the_measured_fill():
     """Mix A: images of side U(64, 256) in patches of 16, rows of 256 tokens; 2.2 % of padding was
     measured by others for this algorithm with 32 rows open, 24.3 % for next fit."""
     lengths = np.rint((np.random.default_rng(0).uniform(64, 256, 8000) / 16) ** 2).astype(int)
     wanted = np.stack([lengths, np.ones_like(lengths), np.ones_like(lengths)], axis=1)
-    rows = best_fit(wanted, (256, 10**6, 64))
+    rows = rows_of(wanted, (256, 10**6, 64))
     padding = 1 - lengths.sum() / (256 * len(rows))
     assert padding < 0.022 + 0.02
     assert 1 - lengths.sum() / (256 * next_fit(lengths, 256)) > 0.2
@@ -166,10 +173,9 @@ def test_best_fit_reaches_the_measured_fill():
 def test_packing_holds_all_three_limits_and_every_example():
     wanted = np.stack([RNG.integers(0, 60, 2000), RNG.integers(1, 30, 2000)], axis=1)
     wanted = np.concatenate([wanted, np.ones((2000, 1), int)], axis=1)
-    rows = best_fit(wanted, (100, 60, 4), open_rows=8, max_age=64)
+    rows = rows_of(wanted, (100, 60, 4), open_rows=8, max_age=64)
     for row in rows:
         assert (wanted[row].sum(axis=0) <= (100, 60, 4)).all()
-        assert row == sorted(row)
         assert row[-1] - row[0] <= 2 * 64
     assert sorted(i for row in rows for i in row) == np.flatnonzero(wanted[:, 0]).tolist()
     with pytest.raises(ValueError, match="larger than a row"):
@@ -180,7 +186,7 @@ def test_no_example_waits_longer_than_max_age():
     """One of 60 in rows of 100, then only ones of 60: without a limit it would wait to the end."""
     lengths = np.array([41] + [60] * 300)
     wanted = np.stack([lengths, np.ones_like(lengths), np.ones_like(lengths)], axis=1)
-    rows = best_fit(wanted, (100, 1000, 9), open_rows=4, max_age=16)
+    rows = rows_of(wanted, (100, 1000, 9), open_rows=4, max_age=16)
     assert next(i for i, row in enumerate(rows) if 0 in row) <= 20
 
 

@@ -5,7 +5,7 @@ import pytest
 from einops import rearrange
 
 from data_pipeline import rows
-from data_pipeline.plan import Capacity
+from data_pipeline.blocks import Capacity
 from data_pipeline.rows import Member
 
 

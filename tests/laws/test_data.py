@@ -15,13 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from data_pipeline.blocks import Capacity
+from data_pipeline.clips import Rate
 from data_pipeline.collection import Clips
 from data_pipeline.errors import DataError
 from data_pipeline.generated import generate
 from data_pipeline.index import index
 from data_pipeline.loaders import PackedVideo, Source
 from data_pipeline.manifest import SCHEMA, Manifest
-from data_pipeline.plan import ROWS_PER_BLOCK, Capacity, Planner
+from data_pipeline.plan import ROWS_PER_BLOCK, Planner
 from data_pipeline.sizes import Area, Native
 
 CLIPS = 30
@@ -260,7 +262,8 @@ def test_the_order_of_data_never_changes():
     """
     planner = Planner(
         sources=(table_of(100), table_of(37)), train=(np.arange(100), np.arange(37)),
-        weights=(3.0, 1.0), seed=0, size=Area(low=2000, high=9000), fps=6.0, block=500,
+        weights=(3.0, 1.0), seed=0, size=Area(low=2000, high=9000), rate=Rate(fps=6.0), block=500,
+        rows=8,
         capacity=Capacity(patch=(2, 8, 8), tokens=1024, text_tokens=64, segments=16),
     )  # fmt: skip
     drawn = planner.order.draw(0, 1000)
