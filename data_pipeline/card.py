@@ -39,7 +39,8 @@ def card(tables: Sequence[pa.Table]) -> dict[str, Any]:
         ],
         pa.string(),
     )
-    labels = _counts(table["label"])
+    # What is left of a sidecar is kept as a label, too: an object of JSON, and no category.
+    labels = {name: n for name, n in _counts(table["label"]).items() if not name.startswith("{")}
     return {
         "clips": len(table),
         "images": len(table) - len(films),

@@ -14,9 +14,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 FILM, IMAGE, EMPTY = ("#2a6f97", "#61a5c2"), ("#e07a1f", "#f4a259"), "#e6e6e6"
-ARRIVED, EMITTED = "#9a9a9a", FILM[0]
+TEXT, ARRIVED, EMITTED = "#8d99ae", "#b0b0b0", FILM[0]
+TICKS = 5  # of a logarithmic axis
 ROWS = 24
 TITLES = {
     "side": "side of a square of the same area, pixels",
@@ -42,7 +44,7 @@ def draw(found: Mapping[str, Any], rows: Sequence[np.ndarray], path: Path) -> No
 
 
 def _rows(axes: Axes, rows: Sequence[np.ndarray], tokens: int) -> None:
-    axes.set_title(f"rows of the first step ({tokens:,} tokens)")
+    axes.set_title(f"rows of the first step ({tokens:,} tokens)", pad=24)
     for place, examples in enumerate(rows):
         ends = np.cumsum(examples["tokens"])
         colours = [
@@ -55,40 +57,51 @@ def _rows(axes: Axes, rows: Sequence[np.ndarray], tokens: int) -> None:
             color=colours, height=0.9,
         )  # fmt: skip
     axes.set(xlim=(0, tokens), ylim=(len(rows) - 0.5, -0.5), xlabel="tokens", ylabel="row")
-    handles = [Patch(color=c, label=n) for c, n in ((FILM[0], "film"), (IMAGE[0], "image"))]
-    axes.legend(handles=[*handles, Patch(color=EMPTY, label="padding")], loc="lower right")
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    named = ((FILM[0], "film"), (IMAGE[0], "image"), (EMPTY, "padding"))
+    _legend(axes, [Patch(color=colour, label=name) for colour, name in named])
 
 
 def _fill(axes: Axes, layouts: Mapping[str, Mapping[str, Any]]) -> None:
-    axes.set_title("fill: tokens of a row that are an example's")
-    for kind, offset, colour in (("fill", -0.2, FILM[0]), ("text_fill", 0.2, FILM[1])):
+    axes.set_title("fill: tokens of a row that are an example's", pad=24)
+    for kind, offset, colour in (("fill", -0.2, FILM[0]), ("text_fill", 0.2, TEXT)):
         values = [one[kind] for one in layouts.values()]
         bars = axes.bar(np.arange(len(layouts)) + offset, values, 0.4, color=colour)
         axes.bar_label(bars, [f"{value:.1%}" for value in values])
     axes.set_xticks(range(len(layouts)), list(layouts))
-    axes.set_ylim(0, 1.15)
-    axes.legend(handles=[Patch(color=FILM[0], label="video"), Patch(color=FILM[1], label="text")])
+    axes.set_ylim(0, 1.08)
+    _legend(axes, [Patch(color=FILM[0], label="video"), Patch(color=TEXT, label="text")])
 
 
 def _steps(axes: Axes, by_step: Mapping[str, Sequence[float]], spread: Mapping[str, float]) -> None:
-    axes.set_title("steps: work and images, over their means")
+    axes.set_title("work and images of the steps, over their means", pad=24)
     for name, colour in (("work", FILM[0]), ("images", IMAGE[0])):
         values = np.array(by_step[name])
         if values.any():
             axes.plot(values / values.mean(), color=colour, label=name)
             wide = spread[f"{name}_at_random"]
-            axes.axhspan(1 - wide, 1 + wide, color=colour, alpha=0.12, label=f"{name}, at random")
+            axes.axhspan(1 - wide, 1 + wide, color=colour, alpha=0.12, label="at random")
     axes.set(xlabel="step")
-    axes.legend()
+    _legend(axes, axes.get_legend_handles_labels()[0])
 
 
 def _histogram(axes: Axes, name: str, found: Mapping[str, Sequence[float]] | None) -> None:
-    axes.set_title(TITLES[name])
+    axes.set_title(TITLES[name], pad=24)
     if found is None:
         axes.text(0.5, 0.5, "none", ha="center", transform=axes.transAxes)
         return
     axes.stairs(found["arrived"], found["edges"], color=ARRIVED, fill=True, label="arrives")
     axes.stairs(found["emitted"], found["edges"], color=EMITTED, lw=2, label="is emitted")
     axes.set_xscale("log")
+    ticks = np.geomspace(found["edges"][0], found["edges"][-1], TICKS)
+    axes.set_xticks(ticks, [f"{tick:.3g}" if tick < 1000 else f"{tick:,.0f}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set(ylabel="share of examples")
-    axes.legend()
+    _legend(axes, axes.get_legend_handles_labels()[0])
+
+
+def _legend(axes: Axes, handles: Sequence[Any]) -> None:
+    """Above the axes, where it hides nothing."""
+    axes.legend(
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=3, frameon=False
+    )

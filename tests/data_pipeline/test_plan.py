@@ -6,6 +6,7 @@ import pytest
 from data_pipeline import clips, sizes
 from data_pipeline.balance import balance, straggler
 from data_pipeline.bins import best_fit
+from data_pipeline.blocks import Capacity
 from data_pipeline.clips import OwnRate, Rate
 from data_pipeline.order import PERIOD, Order, held_out, shares
 from data_pipeline.sizes import Area, Native
@@ -182,6 +183,51 @@ def test_packing_holds_all_three_limits_and_every_example():
         best_fit(np.array([[101, 1, 1]]), (100, 60, 4))
 
 
+def by_the_rule(wanted, capacity, open_rows, max_age):
+    """The first two sentences of bins.py, carried out on every open row for every example."""
+    rows, closed = [], []  # each (arrival of its first, examples)
+    for arrival, index in enumerate(np.flatnonzero(wanted[:, 0])):
+        closed += [row for row in rows if arrival - row[0] > max_age]
+        rows = [row for row in rows if arrival - row[0] <= max_age]
+        room = [np.subtract(capacity, wanted[row[1]].sum(axis=0)) for row in rows]
+        fitting = [(r[0], i) for i, r in enumerate(room) if (r >= wanted[index]).all()]
+        if fitting:
+            rows[min(fitting)[1]][1].append(index)
+            continue
+        if len(rows) == open_rows:
+            closed.append(rows.pop(int(np.argmin([r[0] for r in room]))))
+        rows.append((arrival, [index]))
+    return [row for _, row in closed + sorted(rows)]
+
+
+@pytest.mark.parametrize(("open_rows", "max_age"), [(1, 50), (3, 12), (8, 64), (32, 1000)])
+def test_packing_is_best_fit_by_the_rule(open_rows, max_age):
+    """Lengths of nine digits, so that no two rows have the same room and the rule is complete."""
+    rng = np.random.default_rng(open_rows)
+    tokens = rng.integers(0, 10**9, 1500)
+    tokens[rng.random(1500) < 0.1] = 0
+    wanted = np.stack([tokens, rng.integers(1, 40, 1500), np.ones(1500, int)], axis=1)
+    capacity = (3 * 10**9, 90, 7)
+    found = rows_of(wanted, capacity, open_rows=open_rows, max_age=max_age)
+    assert found == by_the_rule(wanted, capacity, open_rows, max_age)
+
+
+@pytest.mark.parametrize("pairs", [0.2, 0.5, 1.0])
+def test_pairs_cap_a_rows_work(pairs):
+    """Of rows of 1,000 tokens, the sum of squared lengths; a cap of 1 changes nothing."""
+    capacity = Capacity(patch=(1, 8, 8), tokens=1000, text_tokens=10**6, segments=64, pairs=pairs)
+    frames, height, width = random_clips(3000)
+    fitted = sizes.fit(frames, height, width, np.ones(3000), (1, 8, 8), capacity.longest)
+    assert fitted.tokens.max() <= 1000 * pairs**0.5
+    tokens = fitted.tokens
+    wanted = np.stack([tokens, np.ones_like(tokens), np.ones_like(tokens), tokens**2], axis=1)
+    rows = rows_of(wanted, capacity.limits)
+    work = np.array([(tokens[row] ** 2).sum() for row in rows]) / 1000**2
+    assert work.max() <= pairs
+    if pairs == 1:
+        assert work.max() == 1 and rows == rows_of(wanted[:, :3], capacity.limits[:3])
+
+
 def test_no_example_waits_longer_than_max_age():
     """One of 60 in rows of 100, then only ones of 60: without a limit it would wait to the end."""
     lengths = np.array([41] + [60] * 300)
@@ -202,6 +248,12 @@ def test_balance_evens_out_the_devices(devices):
         before.append(straggler(costs, np.arange(len(costs)).reshape(devices, -1)))
     assert np.mean(before) > 1.2
     assert np.mean(after) < 1.1
+
+
+def test_balance_finds_what_largest_first_misses():
+    """3 3 2 2 2 + an idle row on two devices: largest first gives 7 and 5, a swap gives 6 and 6."""
+    costs = np.array([3.0, 3.0, 2.0, 2.0, 2.0, 0.0])
+    assert straggler(costs, balance(costs, 2)) == 1
 
 
 def test_straggler_of_known_loads():
