@@ -73,10 +73,9 @@ class Clips:
             chosen = first + np.floor(draw * (last - first)).astype(np.int64)
         else:
             before, behind = self.weights[first], self.weights[last]
-            aim = before + draw * (behind - before)
+            # Rounding must not reach the end, behind which the next clip's captions begin.
+            aim = np.minimum(before + draw * (behind - before), np.nextafter(behind, before))
             chosen = np.searchsorted(self.weights, aim, side="right") - 1
-            # Rounding may reach the end of the last, behind which the next clip's captions begin.
-            chosen = np.clip(chosen, first, np.maximum(last - 1, first))
         return np.where(last > first, chosen, -1)
 
 
