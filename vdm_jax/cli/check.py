@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from vdm_jax.cli import configs
 
-
 LENGTHY = ("layouts", "histograms", "by_step")  # `vdm report` shows these
 
 

@@ -82,8 +82,8 @@ class Run:
             )
         elif seq > 1 and not found and any(k.capacity.tokens % seq for k in self.data.kinds):
             found.append(
-                f"data.layout has rows that mesh axis seq of {seq} devices does not divide; set its "
-                f"multiple to {seq}."
+                f"data.layout has rows that mesh axis seq of {seq} devices does not divide; set "
+                f"its multiple to {seq}."
             )
         if tuple(self.data.patch) != tuple(self.stage.patch):
             found.append(f"data.patch is {self.data.patch}, stage.patch is {self.stage.patch}.")
