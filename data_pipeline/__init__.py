@@ -2,10 +2,12 @@
 
     sources, captions -> probe, shots
         -> index -> manifest                     what there is, measured once
-    order -> sizes, clips -> bins -> plan        which examples share a row: metadata alone
+    mixture, filters -> collection -> order      which clips, and when each has its turn
+    sizes, clips, dropping                       laws: how large, how long, how many tokens
+        -> layouts, bins -> plan                 which examples share a row: metadata alone
     decode -> rows -> loaders                    pixels, decoded where the plan put them
     files, workers, children, nursery            who opens a stranger's file, and who decodes it
-    report                                       what a plan would do
+    report, card -> tables, picture              what a plan would do, and of what data
     generated, encode                            the demo's own data
 
 The plan is a pure function of (manifests, seed), and the place in it is one integer.

@@ -1,9 +1,11 @@
-"""`python -m data_pipeline VERB`: `index` a folder, `generate` shapes, `judge` samples of them."""
+"""`python -m data_pipeline VERB`: `index` a folder, `report` on a config's data, `generate` shapes,
+`judge` samples of them."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,12 @@ from data_pipeline.errors import DataError
 
 
 def main(words: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if words is None else words)
+    if words[:1] == ["report"]:
+        # A config is made of the library's parts, of which this tower knows nothing: its program
+        # reads the config, and calls this package for all that the report says.
+        sys.argv = ["vdm", *words]
+        runpy.run_module("vdm_jax", run_name="__main__", alter_sys=True)
     args = _parser().parse_args(words)
     try:
         found = _run(args)
@@ -87,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         help="index small copies, which decode fast, of so many pixels at the shorter side",
     )
     index.add_argument("--threads", type=_count, default=None, help="files probed at once")
+    verbs.add_parser("report", help="say what the data of a config would be like", add_help=False)
     make = verbs.add_parser("generate", help="write captioned videos of moving shapes")
     make.add_argument("directory", help="the folder to write to")
     make.add_argument("--clips", type=_count, required=True)

@@ -208,7 +208,11 @@ def _row(
 ) -> dict[str, Any]:
     known = {"label": said.label, "split": said.split, "licence": said.licence}
     where = {"clip_id": name, "uri": place.uri, "still": still, "source": source}
-    told = {"captions": list(said.captions), "scores": dict(said.scores) or None}
+    told = {
+        "captions": list(said.captions),
+        "caption_weights": list(said.weights) or None,
+        "scores": dict(said.scores) or None,
+    }
     return where | known | told | dataclasses.asdict(found) | {"origin": said.origin}
 
 

@@ -11,6 +11,7 @@
 | n_frames | int32 | counted, not read from a header |
 | rotation | int32 | degrees counter-clockwise that the decoder turns the stored frames |
 | captions | list(string) | any number, none too |
+| caption_weights | list(float32) | how often each is drawn; null where all are alike |
 | label, split, source, licence | string | what is known beside; may be empty |
 | scores | struct of float32 | motion, aesthetic, clip, text_area; null where not measured |
 | sha256 | string | of the file |
@@ -62,6 +63,7 @@ SCHEMA = pa.schema(
         ("n_frames", pa.int32()),
         ("rotation", pa.int32()),
         ("captions", pa.list_(pa.string())),
+        ("caption_weights", pa.list_(pa.float32())),
         ("label", pa.string()),
         ("split", pa.string()),
         ("source", pa.string()),

@@ -80,6 +80,11 @@ class Run:
                 f"data.tokens is {self.data.tokens}, which mesh axis seq of {seq} devices does not "
                 f"divide; take a multiple of {seq}."
             )
+        elif seq > 1 and not found and any(k.capacity.tokens % seq for k in self.data.kinds):
+            found.append(
+                f"data.layout has rows that mesh axis seq of {seq} devices does not divide; set "
+                f"its multiple to {seq}."
+            )
         if tuple(self.data.patch) != tuple(self.stage.patch):
             found.append(f"data.patch is {self.data.patch}, stage.patch is {self.stage.patch}.")
         found += self._vocabulary_problems() if not found else []
