@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ def index(
     *,
     form: str | None = None,
     media: str | None = None,
+    fps: Fraction | None = None,
     cut: bool = False,
     side: int | None = None,
     threads: int | None = None,
@@ -46,7 +48,8 @@ def index(
 
     Args:
       source: a folder, a file of annotations, or the URL of either; form: what it is, one of
-        `choose.FORMS`, None tells by its looks; media: where the files of annotations lie.
+        `choose.FORMS`, None tells by its looks; media: where the files of annotations lie; fps: of
+        films that are stored as pictures.
       side: small copies are made in `out/copies-SIDE`, their shorter side of so many pixels, and
         are what is indexed; captions are those of the files themselves.
 
@@ -59,7 +62,7 @@ def index(
     Raises:
       DataError: code 2, no such source; 3, nothing in it can be used; 6, `out` cannot be written.
     """
-    chosen = choose(source, form, media)
+    chosen = choose(source, form, media, fps)
     if side and remote.is_remote(out):
         raise DataError(f"small copies are written to disk, not to '{out}'; copy them.", code=2)
     store = Copies(Path(out) / f"copies-{side}", side) if side else None
@@ -67,7 +70,7 @@ def index(
     parts = Parts(out, json.dumps([manifest.SCHEMA.to_string(), chosen.root, cut, side]))
     try:
         with ThreadPoolExecutor(threads or 2 * (os.cpu_count() or 1)) as pool:
-            found = _join(_tracked(chosen, parts, look_at, pool))
+            found = _unique(_join(_tracked(chosen, parts, look_at, pool)))
         reasons = collections.Counter(line["reason"] for line in found.skipped)
         if not found.table.num_rows:
             said = f": {', '.join(f'{n} {r}' for r, n in sorted(reasons.items()))}"
@@ -137,6 +140,19 @@ def _join(parts: Iterator[Part]) -> Part:
         skipped += part.skipped
         origins += part.origins
     return Part(pa.concat_tables(tables), skipped, origins)
+
+
+def _unique(found: Part) -> Part:
+    """In order of their names; of clips that are called alike, the first."""
+    table = found.table.sort_by("clip_id")  # stable
+    names = table["clip_id"].combine_chunks()
+    again = np.zeros(len(names), bool)
+    again[1:] = pc.equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+    twice = [
+        _skip(name.as_py(), BadClip("duplicate", "another clip is called so"))
+        for name in names.filter(pa.array(again))
+    ]
+    return Part(table.filter(pa.array(~again)), found.skipped + twice, found.origins)
 
 
 def look(entry: Entry, *, source: Source, cut: bool = False, store: Copies | None = None) -> Looked:
@@ -214,7 +230,7 @@ def prompts(table: pa.Table) -> list[str]:
 
 def _write(out: str, found: Part, root: str) -> pa.Table:
     """All files of a manifest; the table, which says that it is whole, comes last."""
-    table = found.table.sort_by("clip_id")
+    table = found.table
     said = table["captions"].combine_chunks().flatten()
     every = -(-len(said) // MOST_READ) or 1  # of very many, as many as are enough
     learnt = said.take(pa.array(np.arange(0, len(said), every)))
