@@ -8,9 +8,11 @@ An example holds the bytes of one file that `generated.py` writes: `video` (an m
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,7 +86,8 @@ def prepare(directory: str, clips: int, seed: int, *, holdout: int | None = None
             file_format="array_record",
         )
         tfds.disable_progress_bar()
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(sys.stderr):  # what it tells is no result
+            builder.download_and_prepare()
     except OSError as error:
         raise DataError(f"cannot write the data set to '{directory}' ({error}).", code=6) from None
     return {"directory": os.fspath(builder.data_path), "clips": clips}

@@ -32,6 +32,7 @@ def film(pictures: Sequence[bytes], fps: Fraction) -> bytes:
     out = io.BytesIO()
     with av.open(out, "w", format="avi", options={"fflags": "bitexact"}) as container:
         stream = container.add_mux_stream(codec, rate=fps, width=width, height=height)
+        stream.time_base = 1 / fps  # an AVI's rate is that of its ticks
         for number, picture in enumerate(pictures):
             packet = av.Packet(picture)
             packet.stream, packet.time_base = stream, 1 / fps

@@ -109,7 +109,8 @@ class Records:
             still = is_still(record)
             if still is not None:
                 return dataclasses.replace(blank, still=still)
-            return self._example(examples.features(record), blank)
+            features = examples.features(record)
+            return self._example(features, blank) if features else blank
         except (BadClip, RuntimeError):  # why it cannot be used is found when it is looked at
             return blank
 
