@@ -21,6 +21,8 @@ from data_pipeline.sources import entry as words
 from data_pipeline.sources.entry import Entry, Part, Said, is_clip, is_still
 from data_pipeline.sources.folder import listing
 
+SHOWN = 200  # characters of a stranger's line that are repeated
+
 
 class Told(NamedTuple):
     """One line of annotations: what a file, or a part of it, shows.
@@ -98,7 +100,7 @@ class Annotated:
             else:
                 used = True
                 yield line
-        said = f"{printable(first.where)}, which {printable(first.why)}"
+        said = f"{printable(first.where)[:SHOWN]}, which {printable(first.why)[:SHOWN]}"
         if unread and not used:
             raise DataError(f"the annotations are not of the form '{self.name}': see {said}.")
         if unread:

@@ -22,6 +22,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,8 @@ from data_pipeline.sources.folder import listing
 RECORDS = re.compile(r"(?:.*/)?[^/]*\.array_?record[^/]*")
 SPLIT = re.compile(r".*-(?P<split>[^-]+)\.array_record-\d+-of-\d+")
 INFO, FEATURES = "dataset_info.json", "features.json"
-VIDEO, CAPTIONS, LABEL, NAME = (
-    ("video", "image"),
-    ("caption", "captions", "text"),
-    "label",
-    "clip_id",
-)
+VIDEO, CAPTIONS = ("video", "image"), ("caption", "captions", "text")
+LABEL, NAME = "label", "clip_id"
 STILLS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")
 EBML = b"\x1aE\xdf\xa3"  # Matroska and WebM
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # mp4 and QuickTime
@@ -70,8 +67,7 @@ class Records:
     _problems: list[str] = dataclasses.field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
-        if remote.is_remote(self.path):
-            raise DataError("ArrayRecord files are read from disk only; copy them.", code=2)
+        _refuse_remote(self.path)
         if not self.files:
             raise DataError(f"no ArrayRecord file lies in '{self.path}'.", code=2)
 
@@ -79,8 +75,9 @@ class Records:
     def root(self) -> str:
         return self.path if Path(self.path).is_dir() else os.path.dirname(self.path) or "."
 
-    @property
+    @cached_property
     def files(self) -> list[str]:
+        """From the root on."""
         if not Path(self.path).is_dir():
             return [os.path.basename(self.path)]
         return [file for file in listing(self.path) if RECORDS.fullmatch(file)]
@@ -158,8 +155,7 @@ def prepared(path: str, fps: Fraction | None = None) -> Records:
     Raises:
       DataError: code 2, it holds no ArrayRecord files, or no clips, or pictures without a rate.
     """
-    if remote.is_remote(path):
-        raise DataError("ArrayRecord files are read from disk only; copy them.", code=2)
+    _refuse_remote(path)
     if not (Path(path) / INFO).is_file():
         raise DataError(f"'{path}' has no {INFO}; name the directory of one version.", code=2)
     if not any(RECORDS.fullmatch(file) for file in listing(path)):
@@ -168,6 +164,11 @@ def prepared(path: str, fps: Fraction | None = None) -> Records:
             code=2,
         )
     return Records(path, "tfds", _schema(Path(path), fps))
+
+
+def _refuse_remote(path: str) -> None:
+    if remote.is_remote(path):
+        raise DataError(f"'{path}' is read from disk only; copy its ArrayRecord files.", code=2)
 
 
 def _schema(path: Path, fps: Fraction | None) -> Schema:

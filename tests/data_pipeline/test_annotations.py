@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -418,6 +419,79 @@ def test_what_is_no_annotation_is_refused_in_one_sentence(form, content, tmp_pat
         assert main(words) in (2, 3)
         error = capsys.readouterr().err.strip()
         assert error.startswith("data_pipeline: ") and error.isprintable(), error
+
+
+SAMPLES = {
+    "table": ("a.csv", "file,caption,start,weight,id\nb.mp4,x,1,2,3\n"),
+    "webvid": ("a.csv", "videoid,contentUrl,duration,page_dir,name\n007,u,PT00H00M15S,p,x\n"),
+    "openvid": ("a.csv", "video,caption,aesthetic score,camera motion\nb.mp4,x,5.5,static\n"),
+    "msrvtt": (
+        "a.json",
+        '{"videos": [{"video_id": "video0", "category": 3, "split": "train"}],'
+        ' "sentences": [{"video_id": "video0", "caption": "x"}]}',
+    ),
+    "ucf101": ("trainlist01.txt", "YoYo/v_YoYo_g01_c01.avi 1\n"),
+    "lsmdc": ("a.csv", "1_A_00.00.01.926-00.00.02.129\t\t\t00.00.01.926\t00.00.02.129\tx\n"),
+    "didemo": ("a.json", '[{"video": "b", "description": "x", "times": [[0, 1], [2, 3]]}]'),
+    "youcook2": (
+        "a.json",
+        '{"database": {"b": {"subset": "training", "annotations":'
+        ' [{"segment": [1, 2], "sentence": "x"}]}}}',
+    ),
+    "activitynet": ("a.json", '{"v_b": {"timestamps": [[1, 2.5]], "sentences": ["x"]}}'),
+    "how2": ("segments", "b_0 b 0.5 1.5\n"),
+    "howto100m": ("a.json", '{"b": {"text": ["x", NaN], "start": [1, 2], "end": [2, 1e3]}}'),
+    "hdvila": (
+        "a.jsonl",
+        '{"video_id": "b", "clip": [{"clip_id": "b.1.mp4", "span": ["0:0:1.5", "0:0:2"]}]}\n',
+    ),
+    "internvid": (
+        "a.jsonl",
+        '{"YoutubeID": "b", "Start_timestamp": "0:0:1", "End_timestamp": 2, "Caption": "x"}\n',
+    ),
+    "panda70m": (
+        "a.csv",
+        "videoID,timestamp,caption,matching_score\nb,\"[['0:0:1', '0:0:2']]\",['x'],[0.5]\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", ANNOTATIONS)
+def test_whatever_is_wrong_with_annotations_is_said(form, tmp_path):
+    """Bytes changed, lost, put in and repeated at random: no error of another kind, ever."""
+    name, content = SAMPLES[form]
+    text(tmp_path / "classInd.txt", "1 YoYo")
+    text(tmp_path / "testlist01.txt", "YoYo/v_YoYo_g01_c02.avi")
+    text(tmp_path / "text", "b_0 hello")
+    (tmp_path / name).write_text(content)
+    path = tmp_path if form in ("ucf101", "how2") else tmp_path / name
+    assert told(form, path)[0] and not told(form, path)[1]
+    rng = random.Random(form)
+    odd = (
+        b"",
+        b"\0",
+        b"\xff",
+        b'"',
+        b"[",
+        b"[" * 3000,
+        b"}",
+        b"9" * 400,
+        b"-1",
+        b"\n",
+        b"e",
+        b"\t",
+    )
+    for _ in range(150):
+        whole = content.encode() * rng.choice((1, 1, 2))
+        for _ in range(rng.choice((1, 1, 3))):
+            at, lost = rng.randrange(len(whole)), rng.choice((0, 1, 9))
+            whole = whole[:at] + rng.choice(odd) + whole[at + lost :]
+        (tmp_path / name).write_bytes(whole)
+        try:
+            for line in ANNOTATIONS[form](str(path)):
+                assert isinstance(line, Unread | Told)
+        except DataError as error:
+            assert str(error).isprintable()
 
 
 def test_scattered_lines_come_together_in_their_order():

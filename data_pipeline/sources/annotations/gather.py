@@ -1,6 +1,6 @@
 """What is told of one file, brought together, however far apart its lines stand.
 
-Lines are held in Arrow's columns: of ten million a few hundred bytes each.
+Lines are held in Arrow's columns, which need little more room than their text.
 """
 
 from __future__ import annotations

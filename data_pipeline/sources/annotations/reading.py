@@ -29,7 +29,8 @@ BEFORE, BETWEEN = re.compile(r"\s*[{,]\s*"), re.compile(r"\s*:\s*")
 END = re.compile(r"\s*(\{\s*)?\}\s*")
 # What a record of any other form than expected may raise.
 OTHER_FORM = (
-    TypeError, ValueError, IndexError, AttributeError, SyntaxError, RecursionError, MemoryError
+    TypeError, ValueError, IndexError, AttributeError, ArithmeticError, SyntaxError,
+    RecursionError, MemoryError,
 )  # fmt: skip
 SPLITS = {
     "train": "train", "val": "validation", "dev5": "test", "test": "test", "challenge": "test"
@@ -73,7 +74,7 @@ def document(path: str) -> Any:
         with Place.of(path).open(WHOLE) as file:
             return json.load(file)
     except (BadClip, OSError, ValueError, RecursionError) as error:
-        raise DataError(f"'{path}' cannot be read as JSON ({error}).") from None
+        raise DataError(f"'{path}' cannot be read as JSON ({printable(str(error))}).") from None
 
 
 def members(path: str) -> Iterator[Record]:
@@ -92,7 +93,7 @@ def members(path: str) -> Iterator[Record]:
                 yield last, (key, value)
     except (BadClip, OSError) as error:
         raise DataError(f"'{path}' cannot be read ({error}).") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         yield f"what follows {last}", None
 
 
@@ -180,4 +181,4 @@ def _readable(path: str, found: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from found
     except BadClip as bad:
-        raise DataError(f"'{printable(path)}' cannot be read ({bad}).") from None
+        raise DataError(f"'{path}' cannot be read ({printable(str(bad))}).") from None
