@@ -8,6 +8,7 @@ import json
 import runpy
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             args.out,
             form=args.form,
             media=args.media,
+            fps=args.fps,
             cut=args.shots,
             side=args.copies,
             threads=args.threads,
@@ -66,6 +68,12 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         if args.into:
             _merge(found, Path(args.into))
         return found
+    if args.as_ == "tfds":
+        if args.unseen:
+            raise DataError("--unseen comes with requests, as files; leave out --as.", code=2)
+        from data_pipeline.shapes import prepare
+
+        return prepare(args.directory, args.clips, args.seed, holdout=args.holdout)
     from data_pipeline.generated import generate
 
     return generate(args.directory, args.clips, args.seed, holdout=args.holdout, unseen=args.unseen)
@@ -86,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     index.add_argument("source", help="a folder, a file of annotations, or the URL of either")
     index.add_argument("--form", help="what the source is, where it does not look like it")
     index.add_argument("--media", help="the folder or URL of the files that annotations name")
+    index.add_argument(
+        "--fps", type=_rate, help="frames a second of films that are stored as pictures"
+    )
     index.add_argument("--out", required=True, help="the folder of the manifest")
     index.add_argument("--shots", action="store_true", help="cut films: each shot is a clip")
     index.add_argument(
@@ -101,6 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--clips", type=_count, required=True)
     make.add_argument("--seed", type=_natural, default=0)
     make.add_argument("--holdout", type=_natural, help="the draw of what is never shown")
+    make.add_argument(
+        "--as",
+        dest="as_",
+        choices=("files", "tfds"),
+        default="files",
+        help="files in a folder, or a data set of tensorflow-datasets below it",
+    )
     make.add_argument("--unseen", action="store_true", help="show only what --holdout holds out")
     judge = verbs.add_parser("judge", help="do sampled videos show what was asked?")
     judge.add_argument("samples", help="the folder that `vdm sample --requests` wrote")
@@ -118,6 +136,16 @@ def _count(word: str) -> int:
 
 def _natural(word: str) -> int:
     return _at_least(word, 0)
+
+
+def _rate(word: str) -> Fraction:
+    try:
+        rate = Fraction(word).limit_denominator(1001)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 0 < rate <= 1000:
+        raise argparse.ArgumentTypeError(f"'{word}' must be a number above 0, 1000 at most")
+    return rate
 
 
 def _at_least(word: str, least: int) -> int:

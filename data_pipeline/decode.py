@@ -32,7 +32,7 @@ STILL_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 CODECS = (
     "av1,libdav1d,h264,hevc,vp8,vp9,libvpx,libvpx-vp9,mpeg1video,mpeg2video,mpeg4,msmpeg4,"
-    "msmpeg4v1,msmpeg4v2,h263,mjpeg,prores,dnxhd,ffv1"
+    "msmpeg4v1,msmpeg4v2,h263,mjpeg,png,prores,dnxhd,ffv1"
 )
 # `protocol_whitelist` names no protocol: a file cannot make the demuxer open another one.
 OPTIONS = {

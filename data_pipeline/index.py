@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ def index(
     *,
     form: str | None = None,
     media: str | None = None,
+    fps: Fraction | None = None,
     cut: bool = False,
     side: int | None = None,
     threads: int | None = None,
@@ -51,7 +53,8 @@ def index(
 
     Args:
       source: a folder, a file of annotations, or the URL of either; form: what it is, one of
-        `choose.FORMS`, None tells by its looks; media: where the files of annotations lie.
+        `choose.FORMS`, None tells by its looks; media: where the files of annotations lie; fps: of
+        films that are stored as pictures.
       side: small copies are made in `out/copies-SIDE`, their shorter side of so many pixels, and
         are what is indexed; captions are those of the files themselves.
       decoder: where files are looked at.
@@ -68,7 +71,7 @@ def index(
     """
     if wrong := decoder.problems():
         raise DataError(" ".join(wrong), code=2)
-    chosen = choose(source, form, media)
+    chosen = choose(source, form, media, fps)
     if side and remote.is_remote(out):
         raise DataError(f"small copies are written to disk, not to '{out}'; copy them.", code=2)
     tasks: list[Task] = [look_whole, look_at, *[shots.watch] * cut, *[shrink] * bool(side)]
@@ -78,7 +81,7 @@ def index(
     parts = Parts(out, json.dumps([manifest.SCHEMA.to_string(), chosen.root, cut, side]))
     try:
         with ThreadPoolExecutor(threads or 2 * (os.cpu_count() or 1)) as pool:
-            found = _join(_tracked(chosen, parts, look_at_one, pool))
+            found = _unique(_join(_tracked(chosen, parts, look_at_one, pool)))
         reasons = collections.Counter(line["reason"] for line in found.skipped)
         if not found.table.num_rows:
             said = f": {', '.join(f'{n} {r}' for r, n in sorted(reasons.items()))}"
@@ -148,6 +151,19 @@ def _join(parts: Iterator[Part]) -> Part:
         skipped += part.skipped
         origins += part.origins
     return Part(pa.concat_tables(tables), skipped, origins)
+
+
+def _unique(found: Part) -> Part:
+    """In order of their names; of clips that are called alike, the first."""
+    table = found.table.sort_by("clip_id")  # stable
+    names = table["clip_id"].combine_chunks()
+    again = np.zeros(len(names), bool)
+    again[1:] = pc.equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+    twice = [
+        _skip(name.as_py(), BadClip("duplicate", "another clip is called so"))
+        for name in names.filter(pa.array(again))
+    ]
+    return Part(table.filter(pa.array(~again)), found.skipped + twice, found.origins)
 
 
 def look(
@@ -237,7 +253,7 @@ def prompts(table: pa.Table) -> list[str]:
 
 def _write(out: str, found: Part, root: str) -> pa.Table:
     """All files of a manifest; the table, which says that it is whole, comes last."""
-    table = found.table.sort_by("clip_id")
+    table = found.table
     said = table["captions"].combine_chunks().flatten()
     every = -(-len(said) // MOST_READ) or 1  # of very many, as many as are enough
     learnt = said.take(pa.array(np.arange(0, len(said), every)))

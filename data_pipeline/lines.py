@@ -1,4 +1,4 @@
-"""Tables line by line: CSV, TSV, JSONL and Parquet, on disk or on object storage.
+"""Tables line by line: CSV, TSV, JSONL and Parquet, and plain text, on disk or on object storage.
 
 Names of columns are lower-case; cells of CSV and TSV are text, as it stands: 007 stays 007.
 """
@@ -43,6 +43,21 @@ def lines(place: Place, limits: Limits) -> Iterator[Line]:
                 yield from _rows(text, "\t" if kind == ".tsv" else ",")
     except (csv.Error, UnicodeError, pa.ArrowException) as error:
         raise BadClip("table", str(error)) from error
+    except OSError as error:
+        raise BadClip("read", str(error)) from error
+
+
+def texts(place: Place, limits: Limits) -> Iterator[tuple[int, str]]:
+    """Every line of plain text that is not empty, numbered as an editor would.
+
+    Raises:
+      BadClip: the file cannot be read.
+    """
+    try:
+        with place.open(limits) as file:
+            for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig", "replace"), 1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
     except OSError as error:
         raise BadClip("read", str(error)) from error
 

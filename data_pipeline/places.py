@@ -4,6 +4,7 @@
     tar://shards/00000.tar#1536,20480      20,480 bytes of a file, from byte 1,536 on
     record://clips.array_record#17         record 17 of an ArrayRecord file
     record://clips.array_record#17/video   the bytes of one feature of the tf.Example in it
+    record://clips.array_record#17/video?fps=25    its pictures, as a film of 25 frames a second
 
 All paths count from the root of a source: a folder, or a prefix on object storage. Nothing outside
 the root is ever opened, and no other scheme.
@@ -16,15 +17,20 @@ import functools
 import io
 import os
 import re
+from fractions import Fraction
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from data_pipeline import remote
+from data_pipeline import examples, remote, slides
 from data_pipeline.errors import BadClip, DataError, printable
 from data_pipeline.files import Limits, is_inside, open_regular
 
 TAR = re.compile(r"tar://(?P<file>.+)#(?P<first>\d+),(?P<size>\d+)", re.DOTALL)
-RECORD = re.compile(r"record://(?P<file>.+)#(?P<index>\d+)(?:/(?P<feature>.+))?", re.DOTALL)
+RECORD = re.compile(
+    r"record://(?P<file>.+)#(?P<index>\d+)"
+    r"(?:/(?P<feature>[^?]+)(?:\?fps=(?P<fps>[1-9]\d{0,6}(?:/[1-9]\d{0,6})?))?)?",
+    re.DOTALL,
+)
 ANY_SIZE = Limits(bytes=1 << 62)  # of a file of which only a part is read
 # Patterns of RE2, so that Arrow can look through a column of millions.
 OUTSIDE = r"(?s)^$|\x00|^/|^(tar|record):///|(^|/)\.\.(/|#|$)"
@@ -53,17 +59,37 @@ class Place:
         Raises:
           BadClip: what it is instead. OSError: reading failed in another way.
         """
+        self._refuse_outside()
         if part := TAR.fullmatch(self.uri):
             return self._part(part["file"], int(part["first"]), int(part["size"]), limits)
         if record := RECORD.fullmatch(self.uri):
-            return self._record(record["file"], int(record["index"]), record["feature"], limits)
+            return self._record(record, limits)
         return self._file(self.uri, limits)
+
+    def records(self) -> Any:
+        """A reader of the ArrayRecord file that holds the bytes, for all threads.
+
+        Raises:
+          BadClip: it is no such file. DataError: it is not on disk.
+        """
+        self._refuse_outside()
+        if remote.is_remote(self.root):
+            raise DataError("ArrayRecord files are read from disk only; copy them.", code=2)
+        named = RECORD.fullmatch(self.uri)
+        path = self._local(named["file"] if named else self.uri)
+        with open_regular(path, ANY_SIZE) as file:  # not a link or pipe
+            status = os.fstat(file.fileno())
+        try:
+            return _records(str(path), status.st_mtime_ns, status.st_size)
+        except (ValueError, RuntimeError) as error:
+            raise BadClip("record", str(error)) from error
 
     def version(self) -> str:
         """A word that changes when the file that holds the bytes is replaced or written to.
 
         Raises: as `open`.
         """
+        self._refuse_outside()
         part = TAR.fullmatch(self.uri) or RECORD.fullmatch(self.uri)
         name = part["file"] if part else self.uri
         if remote.is_remote(self.root):
@@ -94,16 +120,22 @@ class Place:
             raise BadClip("truncated", f"{printable(name)} ends before byte {first + size}")
         return io.BufferedReader(Window(whole, first, size))
 
-    def _record(self, name: str, index: int, feature: str | None, limits: Limits) -> IO[bytes]:
-        if remote.is_remote(self.root):
-            raise DataError("ArrayRecord files are read from disk only; copy them.", code=2)
-        path = self._local(name)
-        open_regular(path, ANY_SIZE).close()  # not a link or pipe
+    def _refuse_outside(self) -> None:
+        # Annotations and manifests are strangers': what they name may be any path at all.
+        if re.search(OUTSIDE, self.uri) or (
+            re.search(SCHEME, self.uri) and not re.search(OURS, self.uri)
+        ):
+            raise BadClip("outside", "the file is not inside its source")
+
+    def _record(self, named: re.Match[str], limits: Limits) -> IO[bytes]:
+        reader = self.records()
         try:
-            record = _records(str(path))[index]
-        except (IndexError, ValueError) as error:
+            content = reader[int(named["index"])]
+        except (ValueError, RuntimeError) as error:
             raise BadClip("record", str(error)) from error
-        content = record if feature is None else feature_of(record, feature)
+        if named["feature"]:
+            values = examples.values(content, named["feature"])
+            content = slides.film(values, Fraction(named["fps"])) if named["fps"] else values[0]
         if not content:
             raise BadClip("empty")
         if len(content) > limits.bytes:
@@ -143,27 +175,9 @@ class Window(io.RawIOBase):
 
 
 @functools.lru_cache(maxsize=64)
-def _records(path: str):
+def _records(path: str, time: int, size: int):
+    """A reader for all threads; a file that was written anew, which `time` and `size` tell, is
+    opened anew."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     return ArrayRecordDataSource([path])
-
-
-def feature_of(record: bytes, name: str) -> bytes:
-    """The first bytes of one feature of a serialised tf.Example.
-
-    Raises:
-      BadClip: the record is no tf.Example, or has no such bytes.
-    """
-    # TensorFlow is not needed: the package brings the message's own definition.
-    from google.protobuf.message import DecodeError
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    try:
-        features = tf_example_pb2.Example.FromString(record).features.feature
-    except DecodeError as error:
-        raise BadClip("record", str(error)) from error
-    values = features[name].bytes_list.value if name in features else ()
-    if not values:
-        raise BadClip("record", f"no bytes called {printable(name)}")
-    return values[0]
