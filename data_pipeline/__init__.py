@@ -5,7 +5,7 @@
     order -> sizes, clips -> bins -> plan        which examples share a row: metadata alone
     decode -> rows -> loaders                    pixels, decoded where the plan put them
     report                                       what a plan would do
-    generated, encode                            the demo's own data
+    generated, encode, shapes                    the demo's own data
 
 The plan is a pure function of (manifests, seed), and the place in it is one integer.
 """

@@ -269,3 +269,27 @@ def test_the_form_is_told_by_the_looks_of_a_path(tmp_path):
         with pytest.raises(DataError, match=said_) as error:
             choose(str(tmp_path / path), form, media)
         assert error.value.code == 2
+
+
+def test_a_set_is_indexed_as_it_lies_on_disk(tmp_path, capsys):
+    """WebVid: two ids that are one number, in folders by page; of one the file is broken, of one
+    there is none, one line has no id."""
+    for folder, name in (("000001_000050", "007"), ("000051_000100", "7"), ("000051_000100", "8")):
+        mp4(text(tmp_path / "videos" / folder / f"{name}.mp4"), seed=int(name))
+    (tmp_path / "videos" / "000051_000100" / "8.mp4").write_text("no film")
+    head = ("videoid", "contentUrl", "duration", "page_dir", "name")
+    lines = [
+        (name, "u", "PT00H00M15S", "p", f"caption {name}") for name in ("7", "8", "007", "", "9")
+    ]
+    path = table(tmp_path / "results_2M_train.csv", head, *lines)
+    words = ["index", str(path), "--form=webvid", "--out", str(tmp_path / "m"), "--json"]
+    assert main(words) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["clips"] == 2 and found["skipped"] == {"format": 1, "missing": 1}
+    (problem,) = found["problems"]
+    assert problem.startswith("1 line(s) cannot be used, such as line 5 of results_2M_train.csv, ")
+    rows = manifest.read(tmp_path / "m").table.to_pylist()
+    assert {row["uri"]: (row["captions"], row["split"]) for row in rows} == {
+        "videos/000001_000050/007.mp4": (["caption 007"], "train"),
+        "videos/000051_000100/7.mp4": (["caption 7"], "train"),
+    }

@@ -70,10 +70,10 @@ def youcook2(path: str) -> Iterator[Told | Unread]:
 
     def read(video: tuple[str, Mapping[str, Any]]) -> Lines:
         name, film = video
-        known = {"label": str(film.get("recipe_type", "")), "split": split_of(film["subset"])}
+        label, split = str(film.get("recipe_type", "")), split_of(film["subset"])
 
         def part(line: Mapping[str, Any]) -> list[Told]:
-            said = Said(captions=cleaned([line["sentence"]]), **known)
+            said = Said(captions=cleaned([line["sentence"]]), label=label, split=split)
             return [moment(name, line["segment"], said)]
 
         return told(several(repr(name), film["annotations"]), part)
@@ -150,7 +150,8 @@ def howto100m(path: str) -> Iterator[Told | Unread]:
 
 
 def _categories(path: str) -> dict[str, str]:
-    found, same = {}, {}
+    found: dict[str, str] = {}
+    same: dict[str, str] = {}
     for _, cells in rows(path):
         label = "/".join(filter(None, (cells.get("category_1"), cells.get("category_2"))))
         # One string for all videos of a category: there are a million of them.
