@@ -113,8 +113,8 @@ class Records:
 
     def _example(self, features: Mapping[str, Any], blank: Entry) -> Entry:
         clip = next((name for name in self.schema.clip if name in features), self.schema.clip[0])
-        held = list(features[clip].bytes_list.value) if clip in features else []
-        uri, still = f"{blank.place.uri}/{clip}", bool(held) and is_still(held[0]) is True
+        uri = f"{blank.place.uri}/{clip}"
+        still = any(is_still(content) for content in _bytes(features, clip)[:1])
         if self.schema.fps:
             uri, still = f"{uri}?fps={self.schema.fps}", False
         return Entry(
@@ -212,6 +212,9 @@ def is_still(content: bytes) -> bool | None:
     return None
 
 
+def _bytes(features: Mapping[str, Any], name: str) -> Sequence[bytes]:
+    return features[name].bytes_list.value if name in features else ()
+
+
 def _texts(features: Mapping[str, Any], name: str) -> list[str]:
-    held = features[name].bytes_list.value if name in features else ()
-    return [value.decode("utf-8", "replace") for value in held]
+    return [value.decode("utf-8", "replace") for value in _bytes(features, name)]

@@ -150,7 +150,8 @@ def howto100m(path: str) -> Iterator[Told | Unread]:
 
 
 def _categories(path: str) -> dict[str, str]:
-    found, same = dict[str, str](), dict[str, str]()
+    found: dict[str, str] = {}
+    same: dict[str, str] = {}
     for _, cells in rows(path):
         label = "/".join(filter(None, (cells.get("category_1"), cells.get("category_2"))))
         # One string for all videos of a category: there are a million of them.
