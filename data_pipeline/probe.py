@@ -211,8 +211,11 @@ def packet_times(container: Any, stream: Any, limits: Limits) -> list[int]:
             raise BadClip("too_large", f"more than {limits.frames} frames")
     if not ticks:
         raise BadClip("truncated" if promised else "no_frames")
-    if (max(ticks) - min(ticks)) * stream.time_base > limits.seconds:
+    span = (max(ticks) - min(ticks)) * stream.time_base
+    if span > limits.seconds:
         raise BadClip("too_large", f"longer than {limits.seconds:g} seconds")
+    if len(ticks) - 1 > FASTEST * span:
+        raise BadClip("timestamps", f"{len(ticks)} frames in {float(span):g} seconds")
     # In mp4 the table of samples is the file's own count; an AVI header's is often wrong.
     if container.format.name.startswith("mov") and count < promised:
         raise BadClip("truncated", f"{count} of {promised} frames")
