@@ -30,7 +30,7 @@ from data_pipeline.probe import Found, look_at, probe, probe_spans
 from data_pipeline.probe import look as look_whole
 from data_pipeline.runner import HERE, Runner, Task
 from data_pipeline.sources.choose import choose
-from data_pipeline.sources.entry import Entry, Said, Source
+from data_pipeline.sources.entry import ORIGINS, Entry, Said, Source
 from data_pipeline.workers import DEFAULT, Decoder
 
 MOST_PROMPTS = 8  # captions that are written down to sample with
@@ -103,7 +103,7 @@ def index(
         "images": images,
         "frames": pc.sum(table["n_frames"]).as_py(),
         "seconds": round(seconds, 3),
-        "captions": {origin: n for origin, n in found.origins.most_common()},
+        "captions": {origin: found.origins[origin] for origin in ORIGINS if found.origins[origin]},
         "skipped": dict(sorted(reasons.items())),
         "problems": list(chosen.problems),
     }

@@ -15,6 +15,7 @@ VIDEOS = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi"})
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 # Where captions may come from.
 SIDECAR, TABLE, FOLDER, ANNOTATION, NONE = "sidecar", "table", "folder", "annotation", "none"
+ORIGINS = (SIDECAR, TABLE, FOLDER, ANNOTATION, NONE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

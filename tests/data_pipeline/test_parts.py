@@ -69,7 +69,8 @@ def test_a_part_of_other_files_or_settings_is_made_again(films, tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             index(str(films), str(tmp_path / "m"), threads=1)
     # Only the first part, in front of the new file, is as it was.
-    assert set(seen) == {"1-new.mp4", "1.mp4", "2.mp4", "3.mp4"}
+    # Its neighbour may have been begun when the machine was switched off.
+    assert set(seen) - {"5.mp4"} == {"1-new.mp4", "1.mp4", "2.mp4", "3.mp4"}
     seen = watched(monkeypatch)
     index(str(films), str(tmp_path / "m"), threads=1, side=8)
     assert len(seen) == FILES  # copies are other files
