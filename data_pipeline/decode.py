@@ -165,7 +165,8 @@ def open_video(file: IO[bytes], limits: Limits) -> Iterator[tuple[Any, Any]]:
         if context is None or context.name not in CODECS.split(","):
             raise BadClip("codec", context.name if context else "unknown")
         if context.width < 1 or context.height < 1:
-            raise BadClip("size", "none")
+            # FFmpeg forgets a size that is above `max_pixels`.
+            raise BadClip("size", "none, or too many pixels")
         if context.width * context.height > limits.pixels:
             raise BadClip("too_large", f"{context.height} x {context.width} pixels")
         # One thread per decoder: the loader decodes many clips at once.

@@ -105,7 +105,7 @@ BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
     "large.png": (png(8000, 8000), "too_large"),
     "text.png": (png(4, 4, kind=b"zTXt", text=bytes(SWOLLEN)), "corrupt"),
     "profile.png": (png(4, 4, kind=b"iCCP", text=bytes(SWOLLEN)), "corrupt"),
-    "declared.mkv": (declared, "size"),  # FFmpeg believes it less than we do
+    "declared.mkv": (declared, "size"),
     "zipped.mp4": (zipped, "format"),
     "tarred.mp4": (tarred, "format"),
     "gzipped.mp4": (lambda p: p.write_bytes(gzip.compress(bytes(SWOLLEN))), "format"),
@@ -113,6 +113,6 @@ BOMBS: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 LARGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "8k.mp4": (solid("libx264", 8192, 4320, "yuv420p", "mp4"), "too_large"),
-    "12k.mkv": (solid("ffv1", 12000, 12000, "gray", "matroska"), "too_large"),
+    "12k.mkv": (solid("ffv1", 12000, 12000, "gray", "matroska"), "size"),
     "countless.avi": (countless((1 << 20) + 5), "too_large"),
 }

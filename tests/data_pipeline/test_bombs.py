@@ -72,7 +72,8 @@ def test_what_the_limits_let_pass_the_budget_stops(budget, tmp_path):
         decode(Place.of(tmp_path / "a.mp4"), view, still=False, limits=decoder.limits, run=run)
     # H.264 calls some of its frames damaged when there was no room for them.
     assert bad.value.reason in ("memory", "corrupt")
-    assert max(held.values()) <= 1.2 * budget * MIB + BASELINE
+    # One that had little left afterwards has ended by now, and may have been missed.
+    assert max(held.values(), default=0) <= 1.2 * budget * MIB + BASELINE
     more = dataclasses.replace(decoder, memory_mib=1024).start(read_view)
     assert decode(
         Place.of(tmp_path / "a.mp4"), view, still=False, limits=decoder.limits, run=more

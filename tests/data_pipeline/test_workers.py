@@ -153,7 +153,7 @@ def test_five_crashes_on_one_clip_are_enough(clip, tmp_path, failing):
     failing("")
     before = decoders()
     assert reason(clip, run) == "quarantined"
-    assert decoders() == before
+    assert decoders() <= before
     later = View(
         first=0.3, rate=10.0, frames=3, stored=(16, 24), resized=(16, 24), size=(16, 24)
     )  # fmt: skip
