@@ -1,4 +1,4 @@
-"""Buckets instead of packed rows: the same loop, a program for each length, the same exact resume."""
+"""Buckets in place of packed rows: the same loop, a program for each length, exact resume."""
 
 import json
 
