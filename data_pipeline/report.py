@@ -87,15 +87,19 @@ def summarise(planner: Planner, blocks: Blocks, count: int, devices: int) -> dic
     look = look_at(Steps(blocks, 0, planner.kinds), count)
     last = Steps(blocks, 0, planner.kinds).locate(count - 1).block
     arrived = np.concatenate([blocks.block(k).examples for k in range(last + 1)])
-    found = {"steps": count, "devices": devices, **judge(look, devices)}
-    found |= {"row_tokens": planner.capacity.tokens, "by_step": by_step(look)}
-    found |= {"layouts": {name_of(planner.layout): judge(look, devices)}}
+    own = judge(look, devices)
+    layouts = {name_of(planner.layout): own}
     for layout in BESIDE:
-        if name_of(layout) not in found["layouts"]:
+        if name_of(layout) not in layouts:
             other = dataclasses.replace(planner, layout=layout)
             steps = Steps(Relaid(other, blocks), 0, other.kinds)
-            found["layouts"][name_of(layout)] = judge(look_at(steps, count), devices)
-    return found | {
+            layouts[name_of(layout)] = judge(look_at(steps, count), devices)
+    return own | {
+        "steps": count,
+        "devices": devices,
+        "row_tokens": planner.capacity.tokens,
+        "by_step": by_step(look),
+        "layouts": layouts,
         "arrived": len(arrived),
         "drops": {name: int((arrived["changed"] & bit > 0).sum()) for name, bit in CHANGES.items()},
         "tokens_left_out": _left_out(arrived),
