@@ -80,22 +80,27 @@ def summarise(planner: Planner, blocks: Blocks, count: int, devices: int) -> dic
     `layouts` by name; `steps`, `devices`, `row_tokens`, `by_step`; `examples_per_step`,
     `tokens_per_step` (useful ones), `examples_per_row` and `examples_per_row_max`, `text_fill`,
     `images` (share of examples), `empty_rows` (share), `straggler_unbalanced`, `padding` of `video`
-    and `text`; `drops` {reason: examples} and `tokens_left_out` (share); `steps_per_epoch`, until
-    there were as many examples as clips, and `epochs` of each source; `decode_cost`; `bias`;
-    `histograms`.
+    and `text`; `drops` {reason: examples}, of all that `arrived` in the blocks of these steps, and
+    `tokens_left_out` (share); `steps_per_epoch`, until there were as many examples as clips, and
+    `epochs` of each source; `decode_cost`; `bias`; `histograms`.
     """
     look = look_at(Steps(blocks, 0, planner.kinds), count)
     last = Steps(blocks, 0, planner.kinds).locate(count - 1).block
     arrived = np.concatenate([blocks.block(k).examples for k in range(last + 1)])
-    found = {"steps": count, "devices": devices, **judge(look, devices)}
-    found |= {"row_tokens": planner.capacity.tokens, "by_step": by_step(look)}
-    found |= {"layouts": {name_of(planner.layout): judge(look, devices)}}
+    own = judge(look, devices)
+    layouts = {name_of(planner.layout): own}
     for layout in BESIDE:
-        if name_of(layout) not in found["layouts"]:
+        if name_of(layout) not in layouts:
             other = dataclasses.replace(planner, layout=layout)
             steps = Steps(Relaid(other, blocks), 0, other.kinds)
-            found["layouts"][name_of(layout)] = judge(look_at(steps, count), devices)
-    return found | {
+            layouts[name_of(layout)] = judge(look_at(steps, count), devices)
+    return own | {
+        "steps": count,
+        "devices": devices,
+        "row_tokens": planner.capacity.tokens,
+        "by_step": by_step(look),
+        "layouts": layouts,
+        "arrived": len(arrived),
         "drops": {name: int((arrived["changed"] & bit > 0).sum()) for name, bit in CHANGES.items()},
         "tokens_left_out": _left_out(arrived),
         **epochs(planner, blocks),

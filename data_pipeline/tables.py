@@ -55,7 +55,9 @@ def _plan(found: Mapping[str, Any]) -> Table:
     if len(found["epochs"]) > 1:
         table.add_row("... of each source", epochs)
     table.add_row("images, of the examples", f"{found['images']:.1%}")
-    table.add_row("changed to fit", _listed(found["drops"]))
+    shares = {name: count / found["arrived"] for name, count in found["drops"].items()}
+    changed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+    table.add_row("changed to fit, of the examples", changed)
     table.add_row("tokens left out", f"{found['tokens_left_out']:.1%}")
     cost = found["decode_cost"]
     frames = f"{cost['least']:.2f} to {cost['most']:.2f}"

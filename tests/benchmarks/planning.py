@@ -36,13 +36,14 @@ import grain
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
 from data_pipeline import report, text
 from data_pipeline.blocks import Block, Capacity
 from data_pipeline.collection import gather
-from data_pipeline.manifest import TOKENIZER, Manifest
+from data_pipeline.manifest import SCHEMA, TABLE, TOKENIZER, Manifest
 from data_pipeline.plan import Planner, Plans
 from data_pipeline.serve import Steps
 from data_pipeline.sizes import Native
@@ -73,7 +74,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32768, help="of a row, for speed and memory")
     parser.add_argument("--grain", type=int, default=20_000, help="examples that grain packs")
     parser.add_argument("--json", help="a file for everything that was measured")
+    parser.add_argument("--write", metavar="DIR", help="only write the manifest, to report on")
     options = parser.parse_args()
+    if options.write:
+        write_manifest(Path(options.write), options.rows)
+        return
     folder = Path(tempfile.mkdtemp(prefix="planning-"))
     try:
         found = measure(options, folder)
@@ -127,6 +132,17 @@ def write(folder: Path, mix: str, rows: int) -> None:
     with pa.ipc.new_file(str(folder / "clips.arrow"), first.schema) as out:
         for table in synthetic(mix, rows):
             out.write_table(table)
+
+
+def write_manifest(folder: Path, rows: int) -> None:
+    """The same rows as a manifest, with every column."""
+    write(folder, "sizes", rows)
+    table = pa.ipc.open_file(pa.memory_map(str(folder / "clips.arrow"))).read_all()
+    absent = [field for field in SCHEMA if field.name not in table.schema.names]
+    for field in absent:
+        table = table.append_column(field, pa.nulls(rows, field.type))
+    pq.write_table(table.select(SCHEMA.names).cast(SCHEMA), folder / TABLE)
+    (folder / "clips.arrow").unlink()
 
 
 def synthetic(mix: str, rows: int) -> Iterator[pa.Table]:
