@@ -11,6 +11,7 @@ VERBS = {
     "train": "train a model, or go on with a run that was stopped",
     "sample": "make videos with a trained model",
     "check": "say what a config would do, and everything wrong with it, without compiling",
+    "curate": "score the clips of a manifest by a config's chain of stages",
     "digest": "a SHA-256 of a run's newest checkpoint",
     "doctor": "versions, devices and disk, and what is wrong with them",
 }
