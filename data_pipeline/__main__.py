@@ -1,5 +1,5 @@
-"""`python -m data_pipeline VERB`: `index` a folder, `curate` a manifest, send `requests` for captions
-and `recaption` by the answers, `generate` shapes, `judge` samples of them."""
+"""`python -m data_pipeline VERB`: `index` a folder, `curate` a manifest, write `requests` for
+captions and `recaption` by the answers; `generate` shapes, `judge` samples of them."""
 
 from __future__ import annotations
 

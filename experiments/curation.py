@@ -1,14 +1,13 @@
 """Curation by the recipe of Stable Video Diffusion: what each clip is worth, before any is chosen.
 
 What     motion by optical flow, brightness, text, watermarks; black, static and repeated clips are
-         left out. Cuts are found before, by `index --shots`. Clips are chosen after, by a condition
-         over the scores: the paper's thresholds were found by people's votes on its own data, and
-         are not published as numbers of these units.
+         left out. Cuts are found before, by `index --shots`; clips are chosen after, by a condition
+         over the scores. The paper found its thresholds by people's votes, on its own data.
 Paper    Blattmann et al. 2023 (2311.15127), appendix C: Farneback flow at 2 frames a second, with
          16 pixels at the shorter side; text by CRAFT, here by strokes; CLIP similarity and
-         aesthetics of the first, middle and last frame. Not from the paper: watermarks, prints.
-Command  python -m data_pipeline index FILMS --out data/clips --shots
-         python -m data_pipeline curate data/clips --out data/scored --config=experiments/curation.py
+         aesthetics of the first, middle and last frame. Watermarks, prints and light are ours.
+Command  python -m data_pipeline index FILMS --out data/all --shots
+         python -m data_pipeline curate data/all --out data/scored --config=experiments/curation.py
 Variant  any other word is a module of yours, whose functions `aesthetic` and `similarity` score
          frames and captions: --config=experiments/curation.py:my.scores (docs/curation.md).
 Result   docs/curation.md: the shots of Big Buck Bunny.

@@ -25,7 +25,6 @@ import os
 import posixpath
 from collections.abc import Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import PIL.Image
@@ -148,13 +147,16 @@ def recaption(source: str, answers: Sequence[str], out: str, *, share: float) ->
     line of a captioner that was stopped), `unknown` (no such clip), `empty` (no word in it) and
     `truncated` (longer than is read; what is read is added).
 
-    Raises: DataError, code 2, a share that is none, or no manifest; 3, a file that cannot be read;
-      6, `out` cannot be written.
+    Raises: DataError, code 2, a share that is none, or no manifest; 3, a file that cannot be read,
+      or no answer at all; 6, `out` cannot be written.
     """
     if not 0 < share <= 1:
         raise DataError(f"the share of the answers is {share}; it must be above 0, at most 1.", 2)
     clips = manifest.read(source)
     told, problems = _answers(answers, frozenset(clips.table["clip_id"].to_pylist()))
+    if not told:
+        said = ", ".join(f"{count} {kind}" for kind, count in sorted(problems.items()))
+        raise DataError(f"no line of {', '.join(answers)} answers for a clip: {said or 'empty'}.")
     columns: dict[str, list[Any]] = {"captions": [], "caption_weights": []}
     for row in clips.table.select(["clip_id", *columns]).to_pylist():
         captions, weights = row["captions"] or [], row["caption_weights"]
@@ -212,7 +214,7 @@ def _answers(
     found: dict[str, dict[str, float]] = {}
     problems = collections.Counter[str]()
     for file in files:
-        folder, name = posixpath.split(file if remote.is_remote(file) else str(Path(file)))
+        folder, name = posixpath.split(file)
         try:
             for _, cells in lines(Place(folder or ".", name), ANSWERS):
                 id_, text = (cells or {}).get("id"), (cells or {}).get("text")

@@ -156,9 +156,9 @@ def _groups(table: pa.Table) -> dict[tuple[str, Shape], np.ndarray]:
         np.stack([sources.indices.to_numpy(), *sizes]), axis=1, return_inverse=True
     )
     order = np.argsort(place.reshape(-1), kind="stable")
-    ends = np.cumsum(np.bincount(place.reshape(-1), minlength=kinds.shape[1]))
+    counts = np.bincount(place.reshape(-1), minlength=kinds.shape[1])
     found: dict[tuple[str, Shape], list[np.ndarray]] = {}
-    for (code, height, width), rows in zip(kinds.T, np.split(order, ends[:-1]), strict=True):
+    for (code, height, width), count, end in zip(kinds.T, counts, counts.cumsum(), strict=True):
         shape = canvas(int(height), int(width))
-        found.setdefault((names[code], shape), []).append(rows)
+        found.setdefault((names[code], shape), []).append(order[end - count : end])
     return {key: np.sort(np.concatenate(rows)) for key, rows in found.items()}

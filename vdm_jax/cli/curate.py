@@ -1,4 +1,4 @@
-"""`vdm curate`: score the clips of a manifest by a config's chain; `data_pipeline` does the work."""
+"""`vdm curate`: score the clips of a manifest by a config's chain; `data_pipeline` does it."""
 
 from __future__ import annotations
 
