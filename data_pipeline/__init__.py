@@ -2,6 +2,7 @@
 
     sources, captions -> probe, shots
         -> index -> manifest                     what there is, measured once
+    curation                                     what it is worth: manifest -> manifest
     order -> sizes, clips -> bins -> plan        which examples share a row: metadata alone
     decode -> rows -> loaders                    pixels, decoded where the plan put them
     report                                       what a plan would do

@@ -1,7 +1,9 @@
 """Processes that die, fail or lose the one who started them; a cluster that is not there."""
 
 import json
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
@@ -113,7 +115,11 @@ def test_killed_at_any_moment_it_leaves_nobody_behind_and_goes_on(source, tmp_pa
         finally:
             process.kill()
     assert others and not (out / manifest.TABLE).exists()
-    until(lambda: not any(map(lives, others)), 5)
+    try:
+        until(lambda: not any(map(lives, others)), 5)
+    finally:
+        for one in filter(lives, others):
+            os.kill(one, signal.SIGKILL)
     wait.unlink()
     engine = Inline(part=4, batch=4)
     curate(str(source), str(out), chain("waits"), engine)
