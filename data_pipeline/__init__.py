@@ -3,6 +3,7 @@
     places, remote, storage                      where bytes are: on disk, in a shard, on a bucket
     sources, captions -> probe, shots
         -> index, parts -> manifest              what there is, measured once
+    curation                                     what it is worth: manifest -> manifest
     mixture, filters -> collection -> order      which clips, and when each has its turn
     sizes, clips, dropping                       laws: how large, how long, how many tokens
         -> layouts, bins -> plan                 which examples share a row: metadata alone

@@ -1,5 +1,6 @@
-"""`python -m data_pipeline VERB`: `index` a folder, `report` on a config's data, `generate` shapes,
-`judge` samples of them."""
+"""`python -m data_pipeline VERB`: `index` a source, `curate` a manifest, write `requests` for new
+captions and `recaption` by the answers; `report` on a config's data; `generate` shapes, `judge`
+samples of them."""
 
 from __future__ import annotations
 
@@ -19,9 +20,9 @@ from data_pipeline.errors import DataError
 
 def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
-    if words[:1] == ["report"]:
+    if words[:1] in (["report"], ["curate"]):
         # A config is made of the library's parts, of which this tower knows nothing: its program
-        # reads the config, and calls this package for all that the report says.
+        # reads the config, and calls this package for all that it asks for.
         sys.argv = ["vdm", *words]
         runpy.run_module("vdm_jax", run_name="__main__", alter_sys=True)
     args = _parser().parse_args(words)
@@ -61,6 +62,17 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             side=args.copies,
             threads=args.threads,
         )
+    if args.verb == "requests":
+        from data_pipeline.curation.processes import Processes
+        from data_pipeline.curation.recaption import request
+        from data_pipeline.curation.stage import AtRate
+
+        sees = AtRate(fps=args.fps, side=args.side, most=args.frames)
+        return request(args.manifest, args.out, sees, Processes(count=args.processes))
+    if args.verb == "recaption":
+        from data_pipeline.curation.recaption import recaption
+
+        return recaption(args.manifest, args.answers, args.out, share=args.share)
     if args.verb == "judge":
         from data_pipeline.exam import examine
 
@@ -107,6 +119,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     index.add_argument("--threads", type=_count, default=None, help="files probed at once")
     verbs.add_parser("report", help="say what the data of a config would be like", add_help=False)
+    verbs.add_parser("curate", help="score the clips of a manifest", add_help=False)
+    ask = verbs.add_parser("requests", help="write frames for a captioner, as JSONL")
+    ask.add_argument("manifest", help="the folder of the manifest")
+    ask.add_argument("--out", required=True, help="the folder to write to")
+    ask.add_argument("--fps", type=float, default=1.0, help="frames a second that are sent")
+    ask.add_argument("--frames", type=_count, default=16, help="and how many at most")
+    ask.add_argument("--side", type=_count, default=336, help="pixels of their shorter side")
+    ask.add_argument("--processes", type=_count, help="by default one a core")
+    answer = verbs.add_parser("recaption", help="a manifest with a captioner's answers")
+    answer.add_argument("manifest", help="the folder of the manifest")
+    answer.add_argument("answers", nargs="+", help="JSONL files: id and text, line by line")
+    answer.add_argument("--out", required=True, help="the folder of the new manifest")
+    answer.add_argument(
+        "--share", type=float, default=0.95, help="of a clip's draws that answers get together"
+    )
     make = verbs.add_parser("generate", help="write captioned videos of moving shapes")
     make.add_argument("directory", help="the folder to write to")
     make.add_argument("--clips", type=_count, required=True)
@@ -125,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--truth", required=True, help="the folder of unseen clips asked for")
     judge.add_argument("--trained-on", required=True, help="the folder of clips trained on")
     judge.add_argument("--into", metavar="FILE", help="a JSON object to add the report to")
-    for verb in (index, make, judge):
+    for verb in (index, ask, answer, make, judge):
         verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser
 

@@ -17,8 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data_pipeline import keys, manifest, remote, shots, storage, text
 from data_pipeline.copies import Copies, shrink
@@ -28,6 +26,7 @@ from data_pipeline.parts import ENTRIES, Part, Parts
 from data_pipeline.places import Place
 from data_pipeline.probe import Found, look_at, probe, probe_spans
 from data_pipeline.probe import look as look_whole
+from data_pipeline.progress import bar
 from data_pipeline.runner import HERE, Runner, Task
 from data_pipeline.sources.choose import choose
 from data_pipeline.sources.entry import ORIGINS, Entry, Said, Source
@@ -88,7 +87,7 @@ def index(
             raise DataError(
                 f"'{source}' holds no video or image that can be used{said if reasons else ''}."
             )
-        table = _write(out, found, str(store.folder) if store else chosen.root)
+        table = write(out, found, str(store.folder) if store else chosen.root)
         parts.remove()
     except OSError as error:
         raise DataError(f"cannot write the manifest '{out}' ({error}).", code=6) from None
@@ -118,12 +117,9 @@ class Looked(NamedTuple):
 
 def _tracked(source: Source, parts: Parts, look_at_one, pool: Executor) -> Iterator[Part]:
     """Part by part, from disk where it was found before."""
-    console = Console(stderr=True)
-    columns = (TextColumn("probing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     entries = source.entries()
     total = len(entries) if isinstance(entries, list) else None  # a stream has no known end
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("probing", total=total)
+    with bar("probing", total) as advance:
         every = iter(entries)
         for number in itertools.count():
             some = list(itertools.islice(every, ENTRIES))
@@ -135,12 +131,12 @@ def _tracked(source: Source, parts: Parts, look_at_one, pool: Executor) -> Itera
                 for looked in pool.map(look_at_one, some):
                     rows += looked.rows
                     skipped += looked.skipped
-                    progress.advance(task)
+                    advance(1)
                 origins = collections.Counter(row.pop("origin") for row in rows)
                 part = Part(manifest.table_of(rows), skipped, origins)
                 parts.put(number, some, part)
             else:
-                progress.advance(task, len(some))
+                advance(len(some))
             yield part
 
 
@@ -224,12 +220,9 @@ def _row(
 ) -> dict[str, Any]:
     known = {"label": said.label, "split": said.split, "licence": said.licence}
     where = {"clip_id": name, "uri": place.uri, "still": still, "source": source}
-    told = {
-        "captions": list(said.captions),
-        "caption_weights": list(said.weights) or None,
-        "scores": dict(said.scores) or None,
-    }
-    return where | known | told | dataclasses.asdict(found) | {"origin": said.origin}
+    told = {"captions": list(said.captions), "caption_weights": list(said.weights) or None}
+    scored = {"scores": dict(said.scores) or None}
+    return where | known | told | scored | dataclasses.asdict(found) | {"origin": said.origin}
 
 
 def _skip(name: str, bad: BadClip) -> dict[str, str]:
@@ -251,9 +244,12 @@ def prompts(table: pa.Table) -> list[str]:
     return [caption for _, _, caption in order[:MOST_PROMPTS]]
 
 
-def _write(out: str, found: Part, root: str) -> pa.Table:
-    """All files of a manifest; the table, which says that it is whole, comes last."""
-    table = found.table
+def write(out: str, found: Part, root: str) -> pa.Table:
+    """All files of a manifest; the table, which says that it is whole, comes last.
+
+    Raises: OSError, they cannot be written.
+    """
+    table = found.table.sort_by("clip_id")
     said = table["captions"].combine_chunks().flatten()
     every = -(-len(said) // MOST_READ) or 1  # of very many, as many as are enough
     learnt = said.take(pa.array(np.arange(0, len(said), every)))

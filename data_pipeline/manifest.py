@@ -13,7 +13,7 @@
 | captions | list(string) | any number, none too |
 | caption_weights | list(float32) | how often each is drawn; null where all are alike |
 | label, split, source, licence | string | what is known beside; may be empty |
-| scores | struct of float32 | motion, aesthetic, clip, text_area; null where not measured |
+| scores | struct of float32 | those of `SCORES`; null where not measured |
 | sha256 | string | of the file |
 | bytes | int64 | of the file: a file that changed later is noticed without hashing it |
 
@@ -49,6 +49,16 @@ SKIPPED = "skipped.jsonl"
 PROMPTS = "captions.txt"
 ROOT = b"root"
 HASHED = 1 << 16  # rows that are hashed together
+# Fields of `scores`. `curation/` measures them, aesthetic and clip by models of the user's.
+SCORES = (
+    "motion",  # shorter sides per second
+    "aesthetic",
+    "clip",  # likeness of picture and caption
+    "text_area",  # share of the picture
+    "brightness",  # 0 black, 1 white
+    "change",  # of luma from one frame seen to the next, 0 to 1
+    "watermark",  # 0, or up to 1 where a clip bears its source's mark
+)
 SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
@@ -68,10 +78,7 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
         ("source", pa.string()),
         ("licence", pa.string()),
-        (
-            "scores",
-            pa.struct([(n, pa.float32()) for n in ("motion", "aesthetic", "clip", "text_area")]),
-        ),
+        ("scores", pa.struct([(name, pa.float32()) for name in SCORES])),
         ("sha256", pa.string()),
         ("bytes", pa.int64()),
     ]

@@ -1,7 +1,7 @@
-"""An index in parts: what was found so far, written as it is found, so that a long index goes on.
+"""Long work in parts: what was found so far, written as it is found, so that stopped work goes on.
 
-A part holds what some entries in a row gave. It says which entries and settings it is of; one of
-others is made again.
+A part holds what some entries in a row, files or clips, gave. It says which entries and settings it
+is of; one of others is made again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline import storage
-from data_pipeline.sources.entry import Entry
 
 FOLDER = "parts"
 ENTRIES = 512  # of a part
@@ -25,7 +24,7 @@ FOUND = b"found"
 
 
 class Part(NamedTuple):
-    """Rows of the manifest; what was left out, and why; where the rows' captions are from."""
+    """Rows; what was left out, and why; where the rows' captions are from."""
 
     table: pa.Table
     skipped: list[dict[str, str]]
@@ -34,12 +33,13 @@ class Part(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Those of a manifest folder; `settings` is all that an entry's rows depend on beside it."""
+    """Those of a manifest folder; `settings` is all that an entry's rows depend on beside what the
+    entry's `repr` says."""
 
     out: str
     settings: str
 
-    def get(self, number: int, entries: Sequence[Entry]) -> Part | None:
+    def get(self, number: int, entries: Sequence[object]) -> Part | None:
         """What was found of these entries, if it was written."""
         name = self._name(number)
         try:
@@ -53,7 +53,7 @@ class Parts:
             return None
         return Part(table.replace_schema_metadata(), found["skipped"], Counter(found["origins"]))
 
-    def put(self, number: int, entries: Sequence[Entry], part: Part) -> None:
+    def put(self, number: int, entries: Sequence[object], part: Part) -> None:
         """Raises: OSError, the part cannot be written."""
         found: dict[str, Any] = {
             "of": self._key(entries), "skipped": part.skipped, "origins": part.origins
@@ -68,6 +68,6 @@ class Parts:
     def _name(self, number: int) -> str:
         return storage.join(self.out, FOLDER, f"{number:06d}.parquet")
 
-    def _key(self, entries: Sequence[Entry]) -> str:
+    def _key(self, entries: Sequence[object]) -> str:
         said = f"{self.settings}\0{entries!r}".encode("utf-8", "surrogateescape")
         return sha256(said).hexdigest()

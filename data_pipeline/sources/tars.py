@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from data_pipeline.errors import BadClip, DataError, printable
 from data_pipeline.files import Limits
+from data_pipeline.manifest import SCORES
 from data_pipeline.places import Place
 from data_pipeline.sources import entry as words
 from data_pipeline.sources.entry import Entry, Said, cleaned, is_clip, is_still, number
@@ -25,7 +26,6 @@ from data_pipeline.sources.folder import listing
 
 SHARD = Limits(bytes=1 << 50)
 TOLD = 1 << 20  # bytes of a .txt or .json that are read
-SCORES = {"motion": "motion", "aesthetic": "aesthetic", "clip": "clip", "text_area": "text_area"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def said_of(text: str | None, beside: str | None) -> Said:
         (text or "").splitlines()
         or [fields.get("caption"), *(listed if isinstance(listed, list) else [])]
     )
-    scores = {name: number(fields.get(key)) for name, key in SCORES.items()}
+    scores = {name: number(fields.get(name)) for name in SCORES}
     label = fields.get("label")
     return Said(
         captions=captions,

@@ -183,3 +183,17 @@ def test_the_command_as_a_process(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     assert "'-3' must be a whole number of at least 1" in done.stderr
+
+
+def test_weights_of_captions_are_kept(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        mp4(tmp_path / name)
+    lines = [
+        {"file": "a.mp4", "captions": ["short", "long"], "weights": [1, 3]},
+        {"file": "b.mp4", "captions": ["one", "two"]},
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    index(str(tmp_path / "t.jsonl"), str(tmp_path / "m"))
+    table = manifest.read(tmp_path / "m").table
+    assert table["captions"].to_pylist() == [["short", "long"], ["one", "two"]]
+    assert table["caption_weights"].to_pylist() == [[1.0, 3.0], None]

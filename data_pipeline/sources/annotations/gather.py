@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline.manifest import SCORES
 from data_pipeline.sources.annotated import Lines, Told, Unread
 from data_pipeline.sources.entry import Said
 
 BATCH = 1 << 14  # lines that become Arrow's at once
 WORDS = ("label", "split", "licence")
-SCORES = ("motion", "aesthetic", "clip", "text_area")
 COLUMNS = pa.schema(
     [
         ("file", pa.string()),

@@ -8,7 +8,7 @@
 | start, end | | seconds of the film that the clip is; may be left out |
 | id | clip_id | the clip's own name; may be left out |
 | label, split, licence | | may be left out |
-| motion, aesthetic, clip, text_area | | scores; may be left out |
+| one of `manifest.SCORES` | | may be left out |
 
 The first name that a table has is the one that counts. Lines need no order: those of one file are
 brought together.
@@ -20,8 +20,9 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data_pipeline.manifest import SCORES
 from data_pipeline.sources.annotated import Told, Unread
-from data_pipeline.sources.annotations.gather import SCORES, WORDS, by_file
+from data_pipeline.sources.annotations.gather import WORDS, by_file
 from data_pipeline.sources.annotations.reading import rows, told
 from data_pipeline.sources.entry import Said, cleaned, number
 
