@@ -251,7 +251,7 @@ def test_balance_evens_out_the_devices(devices):
 
 
 def test_balance_finds_what_largest_first_misses():
-    """3 3 2 2 2 + an idle row on two devices: largest first gives 7 and 5, a swap gives 6 and 6."""
+    """3 3 2 2 2 and an idle row on two devices: largest first gives 7 and 5; 6 and 6 is best."""
     costs = np.array([3.0, 3.0, 2.0, 2.0, 2.0, 0.0])
     assert straggler(costs, balance(costs, 2)) == 1
 
