@@ -122,8 +122,9 @@ def _lines(letters: Letters) -> Iterator[tuple[int, int, int, int]]:
         height = np.median(letters.height[row])
         level = np.abs(bottom[row] - np.median(bottom[row])) <= LEVEL * height + 0.6
         box = letters.left[row].min(), letters.top[row].min(), right[row].max(), bottom[row].max()
+        alike = letters.height[row].std() < 0.25 * height
         long = box[2] - box[0] >= 2 * height and box[3] - box[1] <= 2 * height
-        if level.mean() >= 0.75 and long:
+        if level.mean() >= 0.8 and alike and long:
             yield int(box[0]), int(box[1]), int(box[2]), int(box[3])
 
 
