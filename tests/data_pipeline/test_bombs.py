@@ -9,7 +9,7 @@ from data_pipeline.errors import BadClip
 from data_pipeline.files import Limits
 from data_pipeline.places import Place
 from data_pipeline.probe import look, probe
-from data_pipeline.sources import is_still
+from data_pipeline.sources.entry import is_still
 from data_pipeline.workers import Workers
 from tests.data_pipeline.bombs import BOMBS, LARGE, countless, solid
 from tests.data_pipeline.corpus import ACCEPTED, REFUSED
