@@ -29,7 +29,7 @@ from tests.data_pipeline.corpus import ACCEPTED, REFUSED, film, lossless
 from tests.data_pipeline.processes import decoders
 
 STEPS = 4  # of which each clip of the corpus is in one
-QUICK = Workers(seconds=1.0, memory_mib=256)
+QUICK = Workers(seconds=4.0, memory_mib=256)
 DEADLY = {"segv": "crashed", "kill": "crashed", "stop": "timeout", "hang": "timeout"}
 DEADLY |= {"hog": "memory"}
 

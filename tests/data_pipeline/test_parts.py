@@ -25,11 +25,11 @@ def watched(monkeypatch, stop_at=None):
     """Names of the files probed; from `stop_at` on the machine is switched off."""
     seen, real = [], indexing.probe
 
-    def probe(place, *, still):
+    def probe(place, *, still, **how):
         if place.uri == stop_at:
             raise KeyboardInterrupt
         seen.append(place.uri)
-        return real(place, still=still)
+        return real(place, still=still, **how)
 
     monkeypatch.setattr(indexing, "probe", probe)
     return seen

@@ -41,7 +41,7 @@ def failing(monkeypatch):
 
 
 def start(**changes):
-    return Workers(**{"seconds": 1.0, "memory_mib": 256} | changes).start(read_view)
+    return Workers(**{"seconds": 3.0, "memory_mib": 256} | changes).start(read_view)
 
 
 def look(path, run, view=VIEW, still=False):
@@ -221,7 +221,7 @@ def test_no_file_stays_open_and_no_memory_has_a_name(clip, tmp_path):
         look(clip, run)
         for name in ("bad.mp4", "none.mp4"):
             assert reason(tmp_path / name, run) in ("format", "missing")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     (mine,) = [pid for pid in decoders() if pid == run._idle[0].pid]
     held = len(os.listdir(f"/proc/{mine}/fd"))
     look(clip, run)
