@@ -11,18 +11,20 @@ from __future__ import annotations
 import collections
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipeline import index, manifest, remote
+from data_pipeline import index, manifest, remote, storage
 from data_pipeline.curation.chain import FOUND, WIDEN, Chain, Look
 from data_pipeline.curation.processes import Engine
-from data_pipeline.curation.stage import MARK
+from data_pipeline.curation.stage import MARK, Stage
+from data_pipeline.curation.watermark import Marked, Watermark
 from data_pipeline.errors import DataError, printable
-from data_pipeline.parts import Part, Parts
+from data_pipeline.parts import FOLDER, Part, Parts
 from data_pipeline.progress import bar
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -54,14 +56,14 @@ def curate(source: str, out: str, chain: Chain, engine: Engine) -> dict[str, Any
     clips = manifest.read(source)
     if not remote.is_remote(out) and os.path.realpath(out) == os.path.realpath(clips.folder):
         raise DataError(f"'{out}' is the manifest itself; name another folder.", code=2)
-    stages, models = [*chain.stages], chain.models
+    stages: list[Stage] = [*chain.stages]
     try:
         if chain.watermark is not None:
-            stages.append(_learnt(clips, chain, engine))
+            stages.append(_learnt(clips, chain.watermark, engine, out))
         if chain.duplicates is not None:
             stages.append(chain.duplicates.stage)
-        look = Look(root=clips.root, stages=tuple(stages), models=models)
-        parts = Parts(out, repr([look, FOUND.to_string()]))
+        look = Look(root=clips.root, stages=tuple(stages), models=chain.models)
+        parts = _parts(out, look)
         found = _found("looking", clips.table, look, engine, parts)
         table, skipped = _judged(clips.table, found, chain)
         reasons = collections.Counter(skip.reason for skip in skipped)
@@ -82,18 +84,20 @@ def curate(source: str, out: str, chain: Chain, engine: Engine) -> dict[str, Any
     }
 
 
-def _learnt(clips: manifest.Manifest, chain: Chain, engine: Engine) -> Any:
-    """The stage that knows each source's watermark."""
-    assert chain.watermark is not None
-    some = chain.watermark.sample(clips.table)
-    look = Look(root=clips.root, stages=(chain.watermark.stage,))
-    found = _found("learning watermarks", some, look, engine, None)
-    return chain.watermark.learn(some, found[MARK].to_pylist())
+def _parts(out: str, look: Look) -> Parts:
+    return Parts(out, sha256(f"{look!r}{FOUND}".encode()).hexdigest())
 
 
-def _found(
-    doing: str, clips: pa.Table, look: Look, engine: Engine, parts: Parts | None
-) -> pa.Table:
+def _learnt(clips: manifest.Manifest, watermark: Watermark, engine: Engine, out: str) -> Marked:
+    """The stage that knows each source's mark."""
+    some = watermark.sample(clips.table)
+    look = Look(root=clips.root, stages=(watermark.stage,))
+    inside = storage.join(out, FOLDER, "marks")  # goes when the other parts go
+    found = _found("learning watermarks", some, look, engine, _parts(inside, look))
+    return watermark.learn(some, found[MARK].to_pylist())
+
+
+def _found(doing: str, clips: pa.Table, look: Look, engine: Engine, parts: Parts) -> pa.Table:
     """What is found of every clip, in the order of the clips; part by part, from disk where it was
     found before."""
     tables = [FOUND.empty_table()]
@@ -101,7 +105,7 @@ def _found(
         for number, first in enumerate(range(0, len(clips), engine.part)):
             some = clips.slice(first, engine.part)
             of = [manifest.digest(some)]
-            kept = parts.get(number, of) if parts else None
+            kept = parts.get(number, of)
             if kept is not None:
                 tables.append(kept.table)
                 advance(len(some))
@@ -113,8 +117,7 @@ def _found(
             # They may come in any order from a cluster.
             joined = pa.concat_tables(new, **WIDEN)
             joined = joined.take(pc.index_in(some["clip_id"], joined["clip_id"]))
-            if parts:
-                parts.put(number, of, Part(joined, [], collections.Counter()))
+            parts.put(number, of, Part(joined, [], collections.Counter()))
             tables.append(joined)
     return pa.concat_tables(tables)
 

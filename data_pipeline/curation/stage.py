@@ -16,6 +16,7 @@ from data_pipeline.decode import View, decode
 from data_pipeline.places import Place
 
 MARK = "mark"  # what is found of a clip that is no score: bytes
+LONGEST = 16
 Row = Mapping[str, Any]  # of a manifest
 Found = Mapping[str, float | bytes | None]  # scores by name, and `MARK`; None: cannot be measured
 
@@ -73,7 +74,7 @@ class AtRate:
         return _view(row, self.side, min(frames, self.most), rate, skipped / rate)
 
     def problems(self) -> list[str]:
-        return _too_small(self, "fps", "side") + ([] if self.most > 1 else _below(self, "most", 2))
+        return _wrong(self, fps=0, side=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class Spread:
         return _view(row, self.side, frames, (frames - 1) / span)
 
     def problems(self) -> list[str]:
-        return _too_small(self, "frames", "side")
+        return _wrong(self, frames=0, side=0)
 
 
 # What the stages of this package see: two decodings of a clip.
@@ -124,17 +125,15 @@ def _view(row: Row, side: int, frames: int, rate: float, offset: float = 0.0) ->
 
 
 def small(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(height, width) of a picture whose shorter side is shrunk to `side` pixels."""
-    scale = min(1.0, side / min(size))
+    """(height, width) of a picture whose shorter side is shrunk to `side` pixels, or further where
+    the longer one would have more than `LONGEST` times as many."""
+    scale = min(1.0, side / min(size), LONGEST * side / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _too_small(sampling: Sampling, *names: str) -> list[str]:
-    return [line for name in names if not getattr(sampling, name) > 0
-            for line in _below(sampling, name, 0)]  # fmt: skip
-
-
-def _below(sampling: Sampling, name: str, least: int) -> list[str]:
-    where = f"{type(sampling).__name__}.{name}"
-    than = f"at least {least}" if least else "above 0"
-    return [f"{where} is {getattr(sampling, name)}; it must be {than}."]
+def _wrong(sampling: Sampling, **above: int) -> list[str]:
+    return [
+        f"{type(sampling).__name__}.{name} is {value}; it must be above {least}."
+        for name, least in above.items()
+        if not (value := getattr(sampling, name)) > least
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from data_pipeline.curation.chain import batches
@@ -11,12 +12,12 @@ from data_pipeline.curation.chain import batches
 
 @dataclasses.dataclass
 class Inline:
-    """`seen` are the clips that were looked at; at `stop_at` the machine is switched off."""
+    """`seen` are the clips that were looked at; after `stop_after` the machine is switched off."""
 
     part: int = 4
     batch: int = 2
     backwards: bool = False
-    stop_at: str | None = None
+    stop_after: float = math.inf
     seen: list[str] = dataclasses.field(default_factory=list)
 
     @contextlib.contextmanager
@@ -24,10 +25,9 @@ class Inline:
         def look(clips):
             asked = batches(clips, self.batch)
             for some in asked[::-1] if self.backwards else asked:
-                names = some["clip_id"].to_pylist()
-                if self.stop_at in names:
+                if len(self.seen) >= self.stop_after:
                     raise KeyboardInterrupt
-                self.seen += names
+                self.seen += some["clip_id"].to_pylist()
                 found = task(some)
                 yield found.take(list(range(len(found)))[::-1]) if self.backwards else found
 

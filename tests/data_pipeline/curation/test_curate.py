@@ -131,7 +131,7 @@ def test_a_curation_goes_on_where_it_was_stopped(source, straight, tmp_path):
     names = sorted(table(source))
     out, chain = str(tmp_path / "m"), dataclasses.replace(CHAIN, watermark=None)
     with pytest.raises(KeyboardInterrupt):
-        curate(str(source), out, chain, Inline(part=2, stop_at=names[5]))
+        curate(str(source), out, chain, Inline(part=2, stop_after=4))
     assert not (tmp_path / "m" / manifest.TABLE).exists()
     engine = Inline(part=2)
     curate(str(source), out, chain, engine)
@@ -139,10 +139,30 @@ def test_a_curation_goes_on_where_it_was_stopped(source, straight, tmp_path):
     assert table(tmp_path / "m") == table(straight[1])
 
 
+def test_a_watermark_is_learnt_from_the_set_and_but_once(tmp_path):
+    """Twenty-six films with a mark; the one named last is without."""
+    (tmp_path / "in").mkdir()
+    for number in range(27):
+        video = pan(0.6, size=SIZE, frames=8, seed=number)
+        if number < 26:
+            video, _ = write_on(video, "STOCK", size=18, at=(70, 60), alpha=0.7)
+        write_mp4(tmp_path / "in" / f"{number:02d}.mp4", video, RATE)
+    indexed(tmp_path)
+    chain, source, out = Chain(watermark=Watermark()), tmp_path / "manifest", tmp_path / "m"
+    with pytest.raises(KeyboardInterrupt):
+        curate(str(source), str(out), chain, Inline(part=9, batch=9, stop_after=27 + 9))
+    engine = Inline(part=9)
+    curate(str(source), str(out), chain, engine)
+    assert engine.seen == [f"{number:02d}.mp4" for number in range(9, 27)]
+    found = {name: row["scores"]["watermark"] for name, row in table(out).items()}
+    assert found.pop("26.mp4") < 0.2 and len(found) == 26 and min(found.values()) > 0.5
+    assert not (out / parts.FOLDER).exists()
+
+
 def test_another_chain_looks_at_everything_anew(source, tmp_path):
     names, chain = sorted(table(source)), Chain(stages=(Flow(),))
     with pytest.raises(KeyboardInterrupt):
-        curate(str(source), str(tmp_path / "m"), chain, Inline(part=2, stop_at=names[5]))
+        curate(str(source), str(tmp_path / "m"), chain, Inline(part=2, stop_after=4))
     engine = Inline(part=2)
     curate(str(source), str(tmp_path / "m"), Chain(stages=(CodecMotion(),)), engine)
     assert engine.seen == names

@@ -67,7 +67,7 @@ def test_requests_go_on_where_they_were_stopped(source, tmp_path):
     straight, out = tmp_path / "one", tmp_path / "two"
     request(str(source), str(straight), SEES, Inline(part=2))
     with pytest.raises(KeyboardInterrupt):
-        request(str(source), str(out), SEES, Inline(part=2, batch=1, stop_at="d.mkv"))
+        request(str(source), str(out), SEES, Inline(part=2, batch=1, stop_after=3))
     # The part that was under way is not there, not even by half.
     assert len(list(out.iterdir())) == 1
     engine = Inline(part=2)
