@@ -35,6 +35,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.places import ANY_SIZE
 
 DTYPE = np.dtype(np.float16)
+ABOUT = "about"
 CAUSES = {
     "content": "of other clips",
     "encoder": "by another encoder",
@@ -130,13 +131,14 @@ def pack(arrays: Mapping[str, np.ndarray], key: Key, view: Mapping[str, Any]) ->
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise BadClip("not_finite", name)
-    about = dataclasses.asdict(key) | {"view": json.dumps(view, sort_keys=True)}
+    # One entry: safetensors writes several in any order, and the same latents are the same bytes.
+    about = {ABOUT: json.dumps(dataclasses.asdict(key) | {"view": view}, sort_keys=True)}
     kept = {name: np.ascontiguousarray(array, DTYPE) for name, array in arrays.items()}
     return safetensors.numpy.save(kept, metadata=about)
 
 
-def unpack(record: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(arrays, what is said of them) of a record.
+def unpack(record: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """(arrays, what is said of them: the fields of its key, and its `view`) of a record.
 
     Raises:
       BadClip: it is none.
@@ -144,8 +146,9 @@ def unpack(record: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         arrays = safetensors.numpy.load(record)  # checks the header against the bytes there are
         length = int.from_bytes(record[:8], "little")
-        return arrays, dict(json.loads(record[8 : 8 + length]).get("__metadata__", {}))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        header = json.loads(record[8 : 8 + length])
+        return arrays, dict(json.loads(header["__metadata__"][ABOUT]))
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadClip("record", str(error)) from error
 
 

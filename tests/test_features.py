@@ -156,7 +156,7 @@ def test_a_record_says_which_pixels_it_is_of(clips, tmp_path):
     for row, uri in enumerate(out.table["uri"].to_pylist()):
         with Place(str(tmp_path / "out"), uri).open(latents.ANY_SIZE) as file:
             arrays, about = latents.unpack(file.read())
-        view = json.loads(about["view"])
+        view = about["view"]
         clip = stored[view["clip_id"]]
         assert about["content"] == clip["sha256"]
         video = decode(
