@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,8 +24,9 @@ from data_pipeline.loaders import PackedVideo, Source
 from data_pipeline.places import Place
 from data_pipeline.sizes import Area, Native
 from data_pipeline.workers import InProcess
-from tests.workbench import SMOKE, call, vdm
+from tests.workbench import ROOT, SMOKE, call, environment, vdm
 from vdm_jax import features
+from vdm_jax.__main__ import main
 from vdm_jax.codecs import Pixels
 from vdm_jax.features import Encoding
 
@@ -329,7 +334,8 @@ def test_mistakes_are_said_before_anything_is_decoded(clips, tmp_path):
     encoding(clips)(str(tmp_path / "out"))
     twice = (Source(manifest=str(clips / "manifest")),) * 2
     for wrong, said in (
-        (encoding(clips, sources=twice), "two sources"),
+        (encoding(clips, sources=twice), "same name"),
+        (encoding(clips, Pool(channels=4)), "channels"),
         (encoding(clips, Pool(stride=(1, 512, 512))), "patch"),
         (encoding(tmp_path, sources=(Source(manifest=str(tmp_path / "out")),)), "holds latents"),
     ):
@@ -338,7 +344,47 @@ def test_mistakes_are_said_before_anything_is_decoded(clips, tmp_path):
         assert error.value.code == 2
     with pytest.raises(DataError, match="of clips, not of latents"):
         encoding(clips)(str(clips / "manifest"))
+    folder, found = tmp_path / "bare", manifest.read(clips / "manifest")
+    shutil.copytree(clips, folder)
+    bare = [row | {"sha256": None} for row in found.table.to_pylist()]
+    manifest.write(folder / "manifest", manifest.table_of(bare), folder / "clips")
+    with pytest.raises(DataError, match=f"{CLIPS} clips have no sha256"):
+        encoding(folder)(str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests import test_features as t
+t.features.PART = 5
+t.encoding(Path(sys.argv[1]), **t.DRAWN)(sys.argv[2])
+"""
+
+
+def test_what_was_killed_goes_on(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "PART", 5)
+    words = [sys.executable, "-c", KILLED, clips, tmp_path / "two"]
+    killed = environment(VDM_FAILPOINT="decode.read:kill@8")
+    done = subprocess.run(words, env=killed, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list((tmp_path / "two" / "parts").iterdir())
+    assert not (tmp_path / "two" / manifest.TABLE).exists()
+    straight = encoding(clips, **DRAWN)(str(tmp_path / "one"))
+    resumed = encoding(clips, **DRAWN)(str(tmp_path / "two"))
+    assert resumed | {"manifest": ""} == straight | {"manifest": ""}
+    same(contents(tmp_path / "one"), contents(tmp_path / "two"))
+
+
+def test_hosts_of_a_run_share_the_work(clips, tmp_path, monkeypatch, capsys):
+    """Without --shard a process takes its own part."""
+    words = ["encode", SMOKE, f"--config.knobs.manifest={clips / 'manifest'}", "--json"]
+    monkeypatch.setattr(features, "PART", 5)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for host in (0, 1):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        assert main([*words, f"--out={tmp_path / 'out'}"]) == 0
+        assert json.loads(capsys.readouterr().out)["missing"] == (1 if host == 0 else 0)
 
 
 def test_the_command(clips, tmp_path):

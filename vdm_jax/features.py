@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline import index, latents, manifest, remote, storage
 from data_pipeline.errors import BadClip, DataError, printable
@@ -64,22 +65,34 @@ class Encoding:
         """Everything wrong with it, a sentence each; opens no video."""
         found = self._pixels.problems()
         if not found:
-            names = [name for clips in self._views.planner.sources for name in clips.names]
-            twice = [name for name, n in collections.Counter(names).items() if n > 1][:1]
-            found += [f"'{printable(n)}' is in two sources; encode each alone." for n in twice]
-            bare = sum(not digest_ for digest_ in self._column("sha256"))
-            if bare:
+            ids = pa.chunked_array([table["clip_id"].combine_chunks() for table in self._tables])
+            if pc.count_distinct(ids).as_py() < len(ids):
+                found.append("two sources have clips of the same name; encode each alone.")
+            hashes = [pc.fill_null(table["sha256"], "") for table in self._tables]
+            if bare := sum(pc.sum(pc.equal(column, "")).as_py() for column in hashes):
                 found.append(f"{bare} clips have no sha256 in their manifest; index them again.")
+            found += self._codec_problems()
         return found
+
+    def _codec_problems(self) -> list[str]:
+        """Whether the codec makes what it says, of one patch; nothing is compiled."""
+        video = jax.ShapeDtypeStruct((1, *self._pixels.patch, 3), jnp.uint8)
+        made = jax.eval_shape(self.codec.moments, self._weights, video)
+        said = (1, *self.data.patch, self.codec.channels)
+        return [
+            f"stage.codec makes {name} of {one.shape} of a video of {video.shape}; by its stride "
+            f"and channels it should be {said}."
+            for name, one in made.items()
+            if one.shape != said
+        ]
 
     @cached_property
     def key(self) -> Key:
         """Of the whole set."""
-        tables = [clips.manifest.table for clips in self._views.planner.sources]
         kind = type(self.codec)
         weights = digest({"codec": self._weights})
         return Key(
-            content=latents.digest(*(manifest.digest(table, CONTENT) for table in tables)),
+            content=latents.digest(*(manifest.digest(table, CONTENT) for table in self._tables)),
             encoder=latents.digest(
                 f"{kind.__module__}:{kind.__qualname__}", repr(self.codec), weights
             ),
@@ -104,7 +117,7 @@ class Encoding:
             return done
         try:
             self._make(out, shard, shards)
-            parts = self._parts(out)
+            parts = Parts(out, self._settings)
             kept = [self._kept(out, parts, n) for n in range(len(self._cut))]
             missing = sum(one is None for one in kept)
             # Another host may have found all of them first, and have cleared them away.
@@ -124,9 +137,10 @@ class Encoding:
     def _views(self) -> Views:
         return self._pixels.views(self.views)
 
-    def _column(self, name: str) -> Iterator[Any]:
-        for clips in self._views.planner.sources:
-            yield from clips.manifest.table[name].to_pylist()
+    @property
+    def _tables(self) -> list[pa.Table]:
+        """The clips of each source."""
+        return [clips.manifest.table for clips in self._views.planner.sources]
 
     @cached_property
     def _weights(self) -> Any:
@@ -138,10 +152,10 @@ class Encoding:
         every = self._views.examples
         return [every[first : first + PART] for first in range(0, len(every), PART)]
 
-    def _parts(self, out: str) -> Parts:
-        # Rows carry captions too, of which no latent depends.
-        tables = [clips.manifest.table for clips in self._views.planner.sources]
-        return Parts(out, repr([self.key, *map(manifest.digest, tables)]))
+    @cached_property
+    def _settings(self) -> str:
+        """All that parts depend on: rows carry captions too, on which no latent depends."""
+        return repr([self.key, *map(manifest.digest, self._tables)])
 
     def _kept(self, out: str, parts: Parts, number: int) -> Part | None:
         kept = parts.get(number, _names(self._cut[number]))
@@ -149,7 +163,7 @@ class Encoding:
 
     def _make(self, out: str, shard: int, shards: int) -> None:
         """Every part of this host's that is not there."""
-        parts, mine = self._parts(out), range(shard, len(self._cut), shards)
+        parts, mine = Parts(out, self._settings), range(shard, len(self._cut), shards)
         with bar("encoding", sum(len(self._cut[n]) for n in mine)) as advance:
             for number in mine:
                 if self._kept(out, parts, number) is None:
