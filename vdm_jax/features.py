@@ -4,7 +4,8 @@
 
 Views of one size are encoded together, in parts of `PART`: a part is one ArrayRecord file. Host i
 of n takes every n-th part, whatever the others do; parts that are there are not made again; who
-finds all of them writes the manifest. So neither hosts nor stops change a bit of what comes out.
+finds all of them writes the manifest. So neither stops nor the number of hosts change a bit of what
+comes out; other devices, or another number of them a host, may round otherwise.
 """
 
 from __future__ import annotations
