@@ -37,6 +37,7 @@ from data_pipeline.serve import Batch, ErrorBudget, Reader, Served, Share, Steps
 from data_pipeline.settings import number_problems
 from data_pipeline.sizes import Area, Native, NormalSide, Side
 from data_pipeline.text import Tokenizer
+from data_pipeline.views import Views
 from data_pipeline.workers import DEFAULT, Decoder
 
 VALIDATION_SEED = 0  # not the run's: every run of the same data is judged on the same batch
@@ -159,7 +160,14 @@ class PackedVideo:
 
         def read(source: Source) -> Manifest | DataError:
             try:
-                return select(manifest.read(source.manifest), source)
+                found = select(manifest.read(source.manifest), source)
+                if found.latents is None:
+                    return found
+                return DataError(
+                    f"'{source.manifest}' holds latents, not clips; name the manifest that they "
+                    "were made of.",
+                    code=2,
+                )
             except DataError as error:
                 return error
 
@@ -338,6 +346,15 @@ class PackedVideo:
         if not batch.arrays["valid"].any():
             raise DataError("not one of the held-out clips can be decoded; index them again.")
         return batch
+
+    def views(self, count: int) -> Views:
+        """Of every clip, held out or not, `count` views by the laws of size, rate and duration.
+
+        Raises:
+          DataError: code 2, for every problem with the settings.
+        """
+        planner = dataclasses.replace(self._planner, dropping=KeepAll())
+        return Views(planner=planner, reader=self._reader, count=count, threads=self.threads)
 
     def report(self, steps: int = 64, devices: int = 1) -> dict[str, Any]:
         """What the first steps will be like, from the plan alone; see `report.summarise`."""

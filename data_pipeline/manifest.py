@@ -22,7 +22,9 @@ Several rows may be parts of one file: its shots.
 A manifest is a folder, on disk or on object storage: `clips.parquet`, `tokenizer.json`,
 `skipped.jsonl`, and `captions.txt`, the most frequent captions, to sample with. The path from it to
 the root of the source is kept in the table's metadata, so that both can be moved together; where
-either is on object storage it is the root's whole name.
+either is on object storage it is the root's whole name. Where the files hold what an encoder made
+of clips, not clips, the metadata says of what (`latents.py`); sizes and rates are then those of the
+latents.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ TABLE = "clips.parquet"
 TOKENIZER = "tokenizer.json"
 SKIPPED = "skipped.jsonl"
 PROMPTS = "captions.txt"
-ROOT = b"root"
+ROOT, LATENTS = b"root", b"latents"
 HASHED = 1 << 16  # rows that are hashed together
 # Fields of `scores`. `curation/` measures them, aesthetic and clip by models of the user's.
 SCORES = (
@@ -87,11 +89,12 @@ SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A table that was read, and where its files lie."""
+    """A table that was read, where its files lie, and, if they hold latents, what these are of."""
 
     table: pa.Table
     folder: str
     root: str
+    latents: str | None = None
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -114,8 +117,16 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([blank | dict(row) for row in rows], schema=SCHEMA)
 
 
-def write(folder: str | os.PathLike, table: pa.Table, root: str | os.PathLike) -> pa.Table:
+def write(
+    folder: str | os.PathLike,
+    table: pa.Table,
+    root: str | os.PathLike,
+    latents: str | None = None,
+) -> pa.Table:
     """Write a table as `folder/clips.parquet`; it appears only when whole.
+
+    Args:
+      latents: what its files hold, where they hold no clips.
 
     Raises:
       OSError: it cannot be written.
@@ -123,7 +134,8 @@ def write(folder: str | os.PathLike, table: pa.Table, root: str | os.PathLike) -
     folder, root = os.fspath(folder), os.fspath(root)
     if not (remote.is_remote(folder) or remote.is_remote(root)):
         root = os.path.relpath(Path(root).resolve(), Path(folder).resolve())
-    table = table.replace_schema_metadata({ROOT: root.encode("utf-8", "surrogateescape")})
+    said = {ROOT: root.encode("utf-8", "surrogateescape")}
+    table = table.replace_schema_metadata(said | ({LATENTS: latents.encode()} if latents else {}))
     with storage.whole(storage.join(folder, TABLE)) as file:
         pq.write_table(table, file)
     return table
@@ -167,7 +179,8 @@ def read(path: str | os.PathLike) -> Manifest:
         remote.file_system(root)  # one that may be read
     elif not remote.is_remote(folder):
         root = os.path.normpath(os.path.join(folder, root))
-    return Manifest(table, folder, root)
+    latents = metadata[LATENTS].decode("utf-8", "replace") if LATENTS in metadata else None
+    return Manifest(table, folder, root, latents)
 
 
 def check(table: pa.Table, name: str) -> None:
@@ -191,10 +204,10 @@ def check(table: pa.Table, name: str) -> None:
             raise DataError(f"'{name}' has a clip whose {column} is below {least}.")
 
 
-def digest(table: pa.Table) -> str:
+def digest(table: pa.Table, columns: Sequence[str] = SCHEMA.names) -> str:
     """SHA-256 over what the table says, whatever file wrote it and wherever it lies."""
     found = hashlib.sha256()
-    for name in SCHEMA.names:
+    for name in columns:
         found.update(name.encode() + b"\0")
         column = table[name]
         for first in range(0, len(column), HASHED):

@@ -197,15 +197,19 @@ class Reader:
             try:
                 if (name, ordinal) in known_bad:
                     raise BadClip("known")
-                video = self._decode(clips, example)
+                video = self.video(example)
             except BadClip as error:
                 bad.append((name, ordinal, error.reason))
                 places.append(clips.manifest.place(int(example["clip"])))
             members.append(self._member(clips, example, video))
         return Row(rows.pack(members, capacity), tuple(bad), tuple(places), len(members))
 
-    def _decode(self, clips: Clips, example: np.void) -> np.ndarray:
-        clip = int(example["clip"])
+    def video(self, example: np.void) -> np.ndarray:
+        """uint8 (frames, height, width, 3) of one `EXAMPLE`.
+
+        Raises: BadClip.
+        """
+        clips, clip = self.sources[example["source"]], int(example["clip"])
         place = clips.manifest.place(clip)
         hashed = self.verify == "sha256"
         digest = clips.manifest.table["sha256"][clip].as_py() if hashed else None

@@ -64,7 +64,7 @@ def read_back(clips, **law):
     names = reader.sources[0].names
     for example in block.examples:
         assert reader.read(example[None]).bad == ()
-        yield names[example["clip"]], reader._decode(reader.sources[0], example), example
+        yield names[example["clip"]], reader.video(example), example
 
 
 @pytest.mark.parametrize("fps", [None, 8.0])
