@@ -37,6 +37,18 @@ EXAMPLE = np.dtype(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Content:
+    """What a row holds of each cell: `numbers` of a type, in the array called `name`."""
+
+    name: str
+    numbers: int
+    dtype: str
+
+
+PIXELS = Content(name="patches", numbers=3, dtype="uint8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Capacity:
     """What one row holds. One text token is kept free, for queries that belong to no example.
 
@@ -50,10 +62,11 @@ class Capacity:
     text_tokens: int
     segments: int
     pairs: float = 1.0
+    content: Content = PIXELS
 
     @property
     def features(self) -> int:
-        return 3 * int(np.prod(self.patch))
+        return self.content.numbers * int(np.prod(self.patch))
 
     @property
     def limits(self) -> tuple[int, int, int, int]:

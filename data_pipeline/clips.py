@@ -172,3 +172,8 @@ def start(kept: np.ndarray, whole: np.ndarray, rate: np.ndarray, draw: np.ndarra
     at `rate` remain: a whole number of frames, uniform by `draw` in [0, 1)."""
     skipped = np.floor(draw * (whole - kept + 1))
     return skipped / np.where(rate > 0, rate, 1)
+
+
+def at_first(kept: np.ndarray, whole: np.ndarray, rate: np.ndarray, draw: np.ndarray) -> np.ndarray:
+    """0, in place of `start`: the first latents of a causal codec stand alone, and no others."""
+    return np.zeros(len(kept))

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 
 from data_pipeline import arrays, keys, manifest
 from data_pipeline.errors import DataError, printable
+from data_pipeline.latents import Latents, viewed
 from data_pipeline.order import held_out
 from data_pipeline.text import Tokenizer
 
@@ -65,6 +67,11 @@ class Clips:
     def __len__(self) -> int:
         return len(self.names)
 
+    @cached_property
+    def latents(self) -> Latents | None:
+        """What the records hold, where the clips were encoded beforehand."""
+        return Latents.of(self.manifest)
+
     def caption(self, clip: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """The caption of each clip that `draw` in [0, 1) chooses, by weight; -1: it has none."""
         first, last = self.starts[clip], self.starts[clip + 1]
@@ -95,13 +102,18 @@ def gather(found: manifest.Manifest, tokenizer: Tokenizer, cache: Path) -> Clips
     names = table["clip_id"]
 
     def identities() -> np.ndarray:
-        return np.concatenate([keys.identities(map(str, some)) for some in _batches(names)])
+        ids = np.concatenate([keys.identities(map(str, some)) for some in _batches(names)])
+        if found.latents is not None:  # all views of a clip are held out, or none
+            clips = [keys.identities(viewed(str(n)) for n in some) for some in _batches(names)]
+            ids[:, 1] = np.concatenate(clips)[:, 1]
+        return ids
 
     def words() -> np.ndarray:
         found = [tokenizer.lengths([c or "" for c in some]) for some in _batches(captions)]
         return np.concatenate([np.zeros(0, "<i4"), *found]).astype("<i4")
 
-    kept_ids = cache / f"ids-{_digest(names)}.npy"
+    kind = "ids" if found.latents is None else "views"
+    kept_ids = cache / f"{kind}-{_digest(names)}.npy"
     kept_words = cache / f"words-{_digest(captions, tokenizer.digest)}.npy"
     return Clips(
         manifest=found,

@@ -7,6 +7,9 @@ and `bytes` are those of the record. A record is a safetensors file, float16 (t,
     mean, logvar    the moments of the encoder's posterior
     latent          of an encoder that has none
 
+A row of a batch holds them as `moments`, in each cell the mean's channels and then the log
+variance's, or as `latent`.
+
 float16, for latents are of the order of 1: three more bits of each number are worth more than
 the range of bfloat16. What is beyond its range is found when it is encoded.
 
@@ -30,12 +33,16 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from safetensors import SafetensorError
 
 from data_pipeline import manifest
+from data_pipeline.blocks import Content
 from data_pipeline.errors import BadClip, DataError
+from data_pipeline.files import guarded
 from data_pipeline.manifest import Manifest
 from data_pipeline.places import ANY_SIZE
 
 DTYPE = np.dtype(np.float16)
 ABOUT = "about"
+LATENT, MOMENTS = "latent", ("mean", "logvar")
+AGAIN = "python -m vdm_jax encode"
 CAUSES = {
     "content": "of other clips",
     "encoder": "by another encoder",
@@ -72,6 +79,34 @@ class Latents:
     manifest: Manifest
     key: Key
     channels: int
+    arrays: tuple[str, ...]
+
+    @classmethod
+    def of(cls, found: Manifest, again: str = AGAIN) -> Latents | None:
+        """Those of a manifest; None where it is one of clips.
+
+        Raises:
+          DataError: what it says of them cannot be read.
+        """
+        if found.latents is None:
+            return None
+        try:
+            said = json.loads(found.latents)
+            key, channels, arrays = Key(**said["key"]), int(said["channels"]), tuple(said["arrays"])
+            if arrays not in ((LATENT,), MOMENTS):
+                raise ValueError("other arrays")
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise DataError(
+                f"'{found.folder}' does not say what its latents are of; make them anew: {again}"
+            ) from None
+        return cls(manifest=found, key=key, channels=channels, arrays=arrays)
+
+    @property
+    def content(self) -> Content:
+        """What a row of a batch holds of them."""
+        many = self.arrays == MOMENTS
+        name, numbers = ("moments", 2 * self.channels) if many else (LATENT, self.channels)
+        return Content(name=name, numbers=numbers, dtype=DTYPE.name)
 
     @classmethod
     def open(cls, folder: str, wanted: Key, again: str) -> Latents:
@@ -84,22 +119,15 @@ class Latents:
           DataError: code 2, there are none; 3, they were made of other clips, by another encoder,
             or of other views.
         """
-        found = manifest.read(folder)
-        if found.latents is None:
+        found = cls.of(manifest.read(folder), again)
+        if found is None:
             raise DataError(f"'{folder}' is a manifest of clips, not of latents.", code=2)
-        try:
-            said = json.loads(found.latents)
-            key, channels = Key(**said["key"]), int(said["channels"])
-        except (ValueError, LookupError, TypeError):
-            raise DataError(
-                f"'{folder}' does not say what its latents are of; make them anew: {again}"
-            ) from None
-        if differing := wanted.differing(key):
+        if differing := wanted.differing(found.key):
             raise DataError(
                 f"the latents in '{folder}' are stale: they were made "
                 f"{' and '.join(differing)}; make them anew: {again}"
             )
-        return cls(manifest=found, key=key, channels=channels)
+        return found
 
     def read(self, row: int) -> dict[str, np.ndarray]:
         """The arrays of a row, float16 (t, h, w, channels).
@@ -107,12 +135,13 @@ class Latents:
         Raises:
           BadClip: it is no record, or one of other latents than the manifest's.
         """
-        with self.manifest.place(row).open(ANY_SIZE) as file:
-            record = file.read()
+        record = guarded(self.manifest.place(row), ANY_SIZE, lambda file: file.read())
         if sha256(record).hexdigest() != self.manifest.table["sha256"][row].as_py():
             raise BadClip("changed", "another record than the manifest's")
         arrays, about = unpack(record)
         shape = (*(int(self.manifest.table[n][row].as_py()) for n in GRID), self.channels)
+        if sorted(arrays) != sorted(self.arrays):
+            raise BadClip("record", f"it holds {', '.join(sorted(arrays))}")
         for name, array in arrays.items():
             if array.shape != shape or array.dtype != DTYPE:
                 raise BadClip("size", f"{name} is {array.dtype} {array.shape}, not {shape}")
@@ -120,6 +149,28 @@ class Latents:
             if about.get(name) != getattr(self.key, name):
                 raise BadClip("stale", f"a record of another {name}")
         return arrays
+
+    def video(self, row: int, frames: int, size: tuple[int, int]) -> np.ndarray:
+        """The first `frames` of a row and the middle of `size` (height, width), as rows of batches
+        hold them: float16 (frames, height, width, numbers of a cell).
+
+        Raises: BadClip, as `read`.
+        """
+        arrays = self.read(row)
+        whole = np.concatenate([arrays[name] for name in self.arrays], axis=-1)
+        top, left = ((have - want) // 2 for have, want in zip(whole.shape[1:3], size, strict=True))
+        return whole[:frames, top : top + size[0], left : left + size[1]]
+
+
+def view_name(clip: str, number: int) -> str:
+    """What a view is called: the first as its clip."""
+    return f"{clip}@{number}" if number else clip
+
+
+def viewed(name: str) -> str:
+    """The clip that a view is of."""
+    clip, _, number = name.rpartition("@")
+    return clip if clip and number.isdecimal() else name
 
 
 def pack(arrays: Mapping[str, np.ndarray], key: Key, view: Mapping[str, Any]) -> bytes:
@@ -171,9 +222,12 @@ def write_records(file: Path, records: Iterable[bytes]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def described(key: Key, channels: int) -> str:
+def described(key: Key, channels: int, arrays: Iterable[str]) -> str:
     """What a manifest says of its latents."""
-    return json.dumps({"key": dataclasses.asdict(key), "channels": channels}, sort_keys=True)
+    said = {"key": dataclasses.asdict(key), "channels": channels}
+    return json.dumps(
+        said | {"arrays": sorted(arrays, key=(LATENT, *MOMENTS).index)}, sort_keys=True
+    )
 
 
 def digest(*parts: str | bytes) -> str:

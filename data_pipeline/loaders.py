@@ -19,14 +19,15 @@ from typing import Any
 import grain
 import numpy as np
 
-from data_pipeline import manifest, remote, rows
-from data_pipeline.blocks import Capacity, Kind
+from data_pipeline import clips, manifest, remote, rows
+from data_pipeline.blocks import PIXELS, Capacity, Content, Kind
 from data_pipeline.card import card
 from data_pipeline.clips import LogFrames, LogRate, LogSeconds, OwnRate, Rate, Strides, Whole
 from data_pipeline.collection import Clips, gather, split
 from data_pipeline.decode import decode, read_view
 from data_pipeline.dropping import Beta, ByLength, Constant, KeepAll, Scheduled
 from data_pipeline.errors import DataError
+from data_pipeline.latents import Latents
 from data_pipeline.layouts import Buckets, Packed
 from data_pipeline.manifest import Manifest
 from data_pipeline.mixture import ByExamples, ByTokens, Source, select
@@ -34,7 +35,7 @@ from data_pipeline.order import Drawn
 from data_pipeline.plan import SCHEME, Planner, Plans, pick, plan_name
 from data_pipeline.report import summarise
 from data_pipeline.serve import Batch, ErrorBudget, Reader, Served, Share, Steps, remembering, stack
-from data_pipeline.settings import number_problems
+from data_pipeline.settings import latent_problems, number_problems
 from data_pipeline.sizes import Area, Native, NormalSide, Side
 from data_pipeline.text import Tokenizer
 from data_pipeline.views import Views
@@ -111,6 +112,13 @@ class PackedVideo:
         if not self.sources:
             found.append("sources is empty; name at least one manifest.")
         found += [f"sources: {one}" for one in self._read if isinstance(one, DataError)]
+        if found:
+            return found
+        try:
+            manifests = [one for one in self._read if isinstance(one, Manifest)]
+            found += latent_problems(self, manifests)
+        except DataError as error:
+            found.append(f"sources: {error}")
         if self.sources and not found:
             found += self._clip_problems()
         return found
@@ -140,8 +148,19 @@ class PackedVideo:
         patch = (self.patch[0], self.patch[1], self.patch[2])
         return Capacity(
             patch=patch, tokens=self.tokens, text_tokens=self.text_tokens, segments=self.segments,
-            pairs=self.pairs,
+            pairs=self.pairs, content=self.content,
         )  # fmt: skip
+
+    @cached_property
+    def latents(self) -> Latents | None:
+        """What the clips were encoded to beforehand: of the first source, as all are alike."""
+        found = next((one for one in self._read if isinstance(one, Manifest)), None)
+        return Latents.of(found) if found is not None else None
+
+    @property
+    def content(self) -> Content:
+        """What a row holds."""
+        return PIXELS if self.latents is None else self.latents.content
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -160,14 +179,7 @@ class PackedVideo:
 
         def read(source: Source) -> Manifest | DataError:
             try:
-                found = select(manifest.read(source.manifest), source)
-                if found.latents is None:
-                    return found
-                return DataError(
-                    f"'{source.manifest}' holds latents, not clips; name the manifest that they "
-                    "were made of.",
-                    code=2,
-                )
+                return select(manifest.read(source.manifest), source)
             except DataError as error:
                 return error
 
@@ -225,6 +237,7 @@ class PackedVideo:
             size=self.size,
             rate=self._rate,
             duration=self.duration,
+            start=clips.start if self.content is PIXELS else clips.at_first,
             dropping=self.dropping,
             layout=self.layout,
         )

@@ -47,6 +47,7 @@ class Planner:
     size: sizes.SizeLaw
     rate: clips.RateLaw = dataclasses.field(default_factory=clips.OwnRate)
     duration: clips.DurationLaw = dataclasses.field(default_factory=clips.Whole)
+    start: Callable[..., np.ndarray] = clips.start
     dropping: Dropping = dataclasses.field(default_factory=KeepAll)
     layout: Layout = dataclasses.field(default_factory=Packed)
 
@@ -123,7 +124,7 @@ class Planner:
         examples["ordinal"], examples["source"] = ordinal, drawn.source
         examples["clip"], examples["visit"] = drawn.clip, drawn.visit
         examples["caption"], examples["words"] = caption, np.minimum(words, room)
-        examples["offset"] = clips.start(fitted.frames, whole, rate, draw("start"))
+        examples["offset"] = self.start(fitted.frames, whole, rate, draw("start"))
         examples["rate"] = np.where(fitted.frames > 1, rate, 0)
         for name in ("frames", "resized", "size", "grid"):
             examples[name] = getattr(fitted, name)

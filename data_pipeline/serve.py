@@ -205,11 +205,14 @@ class Reader:
         return Row(rows.pack(members, capacity), tuple(bad), tuple(places), len(members))
 
     def video(self, example: np.void) -> np.ndarray:
-        """uint8 (frames, height, width, 3) of one `EXAMPLE`.
+        """(frames, height, width, numbers of a cell) of one `EXAMPLE`: uint8 pixels, or latents.
 
         Raises: BadClip.
         """
         clips, clip = self.sources[example["source"]], int(example["clip"])
+        if clips.latents is not None:
+            height, width = (int(side) for side in example["size"])
+            return clips.latents.video(clip, int(example["frames"]), (height, width))
         place = clips.manifest.place(clip)
         hashed = self.verify == "sha256"
         digest = clips.manifest.table["sha256"][clip].as_py() if hashed else None

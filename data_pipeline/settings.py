@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from data_pipeline.blocks import PIXELS
 from data_pipeline.checks import real, share, whole
+from data_pipeline.latents import Latents
+from data_pipeline.manifest import Manifest
+from data_pipeline.sizes import Native
 
 LARGEST_BLOCK = 1 << 20
 VERIFY = ("size", "sha256")
+SIDES = ("height", "width")
 
 
 def number_problems(data: Any, devices: int, microbatches: int) -> list[str]:
@@ -52,4 +60,36 @@ def number_problems(data: Any, devices: int, microbatches: int) -> list[str]:
         )
     if data.capacity.longest < 1:
         found.append(f"pairs is {data.pairs}, too little for a single token; raise it.")
+    return found
+
+
+def latent_problems(data: Any, manifests: Sequence[Manifest]) -> list[str]:
+    """What cannot be asked of latents, which have one size and rate, one sentence each.
+
+    Raises: DataError, a manifest does not say what its latents are.
+    """
+    held = [Latents.of(one) for one in manifests]
+    contents = {PIXELS if one is None else one.content for one in held}
+    if contents <= {PIXELS}:
+        return []
+    keys = {(one.key.encoder if one else "") for one in held}
+    if len(contents) > 1 or len(keys) > 1:
+        return ["sources hold latents of several encoders, or clips too; encode all of them alike."]
+    found = []
+    if not isinstance(data.size, Native):
+        found.append("size is a law, but latents have the size they were made with; take Native.")
+    if data.fps is not None:
+        found.append(f"fps is {data.fps!r}, but latents have the rate they were made with.")
+    if found:
+        return found
+    for one in manifests:
+        cells = [one.column(name) // side for name, side in zip(SIDES, data.patch[1:], strict=True)]
+        wrong = int(
+            np.sum((cells[0] * cells[1] > data.capacity.longest) | (cells[0] * cells[1] < 1))
+        )
+        if wrong:
+            found.append(
+                f"{wrong} frames of latents in '{one.folder}' are smaller than a patch, or have "
+                "more tokens than a row; encode them with the patch and tokens of this config."
+            )
     return found

@@ -338,7 +338,7 @@ def test_mistakes_are_said_before_anything_is_decoded(clips, tmp_path):
         (encoding(clips, sources=twice), "same name"),
         (encoding(clips, Pool(channels=4)), "channels"),
         (encoding(clips, Pool(stride=(1, 512, 512))), "patch"),
-        (encoding(tmp_path, sources=(Source(manifest=str(tmp_path / "out")),)), "holds latents"),
+        (encoding(tmp_path, sources=(Source(manifest=str(tmp_path / "out")),)), "hold latents"),
     ):
         with pytest.raises(DataError, match=said) as error:
             wrong(str(tmp_path / "new"))

@@ -25,10 +25,11 @@ class Codec(Protocol):
     def channels(self) -> int: ...
 
     def encode(self, params: Params, video: Any) -> Any:
-        """Stored values (any layout, channels last) -> model values."""
+        """Stored values (any layout, channels last) -> model values; asked of codecs whose stride
+        is 1 and that have no weights. Of others, videos are encoded beforehand."""
 
     def decode(self, params: Params, latent: Any) -> Any:
-        """Model values -> uint8 pixels."""
+        """Model values (t y x d) -> uint8 pixels (f h w c)."""
 
     def weights(self) -> Params:
         """Its weights, which are not trained; {} where it has none."""

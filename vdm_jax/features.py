@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline import index, latents, manifest, remote, storage
+from data_pipeline.blocks import PIXELS
 from data_pipeline.errors import BadClip, DataError, printable
 from data_pipeline.latents import Key, Latents
 from data_pipeline.layouts import Packed
@@ -64,6 +65,8 @@ class Encoding:
 
     def problems(self) -> list[str]:
         """Everything wrong with it, a sentence each; opens no video."""
+        if self.data.content is not PIXELS:
+            return ["sources hold latents; name the manifests that they were made of."]
         found = self._pixels.problems()
         if not found:
             ids = pa.chunked_array([table["clip_id"].combine_chunks() for table in self._tables])
@@ -77,26 +80,20 @@ class Encoding:
 
     def _codec_problems(self) -> list[str]:
         """Whether the codec makes what it says, of one patch; nothing is compiled."""
-        video = jax.ShapeDtypeStruct((1, *self._pixels.patch, 3), jnp.uint8)
-        made = jax.eval_shape(self.codec.moments, self._weights, video)
         said = (1, *self.data.patch, self.codec.channels)
         return [
-            f"stage.codec makes {name} of {one.shape} of a video of {video.shape}; by its stride "
-            f"and channels it should be {said}."
-            for name, one in made.items()
+            f"stage.codec makes {name} of {one.shape} of a video of {self._pixels.patch}; by its "
+            f"stride and channels it should be {said}."
+            for name, one in self._made.items()
             if one.shape != said
         ]
 
     @cached_property
     def key(self) -> Key:
         """Of the whole set."""
-        kind = type(self.codec)
-        weights = digest({"codec": self._weights})
         return Key(
             content=latents.digest(*(manifest.digest(table, CONTENT) for table in self._tables)),
-            encoder=latents.digest(
-                f"{kind.__module__}:{kind.__qualname__}", repr(self.codec), weights
-            ),
+            encoder=encoder_hash(self.codec),
             transform=latents.digest(f"{SCHEME}", self._views.settings),
         )
 
@@ -148,6 +145,12 @@ class Encoding:
         return self.codec.weights()
 
     @cached_property
+    def _made(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """What the codec makes of one patch."""
+        video = jax.ShapeDtypeStruct((1, *self._pixels.patch, 3), jnp.uint8)
+        return jax.eval_shape(self.codec.moments, self._weights, video)
+
+    @cached_property
     def _cut(self) -> list[np.ndarray]:
         """The views of each part."""
         every = self._views.examples
@@ -182,7 +185,7 @@ class Encoding:
         """The records of a part; their `rows`, and what is `skipped`, are added meanwhile."""
         for view, found in self._encoded(self._cut[number]):
             clip = self._views.clip(view)
-            name = clip["clip_id"] + (f"@{view['visit']}" if view["visit"] else "")
+            name = latents.view_name(clip["clip_id"], int(view["visit"]))
             try:
                 if isinstance(found, BadClip):
                     raise found
@@ -273,7 +276,9 @@ class Encoding:
             file.write("".join(line + "\n" for line in index.prompts(table)).encode())
         with storage.whole(storage.join(out, manifest.SKIPPED)) as file:
             file.writelines(json.dumps(line).encode() + b"\n" for line in skipped)
-        manifest.write(out, table, out, latents.described(self.key, self.codec.channels))
+        manifest.write(
+            out, table, out, latents.described(self.key, self.codec.channels, self._made)
+        )
         parts.remove()
         return self._told(Latents.open(out, self.key, self.again), reasons, 0)
 
@@ -299,6 +304,12 @@ class Encoding:
             "missing": missing,
             "key": dataclasses.asdict(self.key),
         }
+
+
+def encoder_hash(codec: Codec) -> str:
+    """`Key.encoder` of a codec: its class, its fields and its weights."""
+    kind, weights = type(codec), digest({"codec": codec.weights()})
+    return latents.digest(f"{kind.__module__}:{kind.__qualname__}", repr(codec), weights)
 
 
 def _sharding() -> jax.sharding.Sharding:
