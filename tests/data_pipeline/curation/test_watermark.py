@@ -10,7 +10,7 @@ from data_pipeline.manifest import SCHEMA
 from tests.data_pipeline.curation.scenes import colours, pan, row, texture, write_on
 
 SIZE = (180, 320)
-CLIPS = 32
+CLIPS = 26
 
 
 def footage(seed):
