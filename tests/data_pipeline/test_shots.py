@@ -8,14 +8,12 @@ import pytest
 
 from data_pipeline import manifest, shots
 from data_pipeline.__main__ import main
-from data_pipeline.collection import gather
 from data_pipeline.decode import View, decode
 from data_pipeline.errors import BadClip
 from data_pipeline.index import index
 from data_pipeline.loaders import PackedVideo, Source
 from data_pipeline.places import Place
 from data_pipeline.sizes import Native
-from data_pipeline.text import Tokenizer
 from tests.data_pipeline.corpus import lossless, reordered
 
 RATE = 24
@@ -62,10 +60,10 @@ def read_back(clips, **law):
         sources=(Source(manifest=str(clips)),), patch=(1, 8, 8), tokens=24 * 41, text_tokens=32,
         segments=4, rows=4, seed=0, size=Native(), block=64, **law,
     )  # fmt: skip
-    names = gather(manifest.read(clips), Tokenizer(manifest.read(clips).tokenizer)).names
     reader, block = data._reader, data._plans.block(0)
+    names = reader.sources[0].names
     for example in block.examples:
-        assert reader.read(example[None]).bad == ()
+        assert reader.read(example[None], data.capacity).bad == ()
         yield names[example["clip"]], reader.video(example), example
 
 
