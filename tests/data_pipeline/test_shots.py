@@ -63,7 +63,7 @@ def read_back(clips, **law):
     reader, block = data._reader, data._plans.block(0)
     names = reader.sources[0].names
     for example in block.examples:
-        assert reader.read(example[None]).bad == ()
+        assert reader.read(example[None], data.capacity).bad == ()
         yield names[example["clip"]], reader.video(example), example
 
 
