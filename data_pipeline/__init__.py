@@ -1,11 +1,16 @@
 """From folders of video to packed rows of patches: numpy and grain, no jax.
 
+    places, remote, storage                      where bytes are: on disk, in a shard, on a bucket
     sources, captions -> probe, shots
-        -> index -> manifest                     what there is, measured once
-    order -> sizes, clips -> bins -> plan        which examples share a row: metadata alone
+        -> index, parts -> manifest              what there is, measured once
+    curation                                     what it is worth: manifest -> manifest
+    mixture, filters -> collection -> order      which clips, and when each has its turn
+    sizes, clips, dropping                       laws: how large, how long, how many tokens
+        -> layouts, bins -> plan                 which examples share a row: metadata alone
     decode -> rows -> loaders                    pixels, decoded where the plan put them
-    report                                       what a plan would do
-    generated, encode                            the demo's own data
+    files, workers, children, nursery            who opens a stranger's file, and who decodes it
+    report, card -> tables, picture              what a plan would do, and of what data
+    generated, encode, shapes                    the demo's own data
 
 The plan is a pure function of (manifests, seed), and the place in it is one integer.
 """

@@ -5,16 +5,24 @@ first dimension) that still holds it in every dimension; where none does, the ro
 left is closed and a new one opened. A row open for more than `max_age` arrivals is closed, so that
 no example waits long. Rows are closed in an order that a stream could produce: nothing is sorted.
 
+Plain Python, yet an example costs about a microsecond:
+
+    1. The open rows are listed by the room they have left, so that the best is found by bisection.
+    2. An example's other dimensions are the digits of one integer, and so is the room for them,
+       with a set bit above each digit. What is too large borrows that bit when it is subtracted:
+       all dimensions are compared at once.
 """
 
 from __future__ import annotations
 
+import collections
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 import numpy as np
 
 OPEN_ROWS = 32
-MAX_AGE = 256
+MAX_AGE = 1024  # arrivals; of rows of a hundred thousand tokens 32 are open for some 350
 
 
 def best_fit(
@@ -23,45 +31,77 @@ def best_fit(
     *,
     open_rows: int = OPEN_ROWS,
     max_age: int = MAX_AGE,
-) -> list[list[int]]:
-    """Indices of examples by row, in the order of arrival within a row.
+) -> np.ndarray:
+    """(examples,) the row of each example, counted in the order in which rows are closed.
 
     Args:
-      sizes: (examples, dimensions); an example of which the first size is 0 is left out.
+      sizes: (examples, dimensions); an example of which the first size is 0 is left out: row -1.
       capacity: (dimensions,) of a row.
 
     Raises:
       ValueError: an example that no row can hold.
     """
-    limit = np.asarray(capacity, np.int64)
-    room = np.zeros((open_rows, len(limit)), np.int64)
-    rows: list[list[int]] = [[] for _ in range(open_rows)]
-    born = np.zeros(open_rows, np.int64)
-    closed: list[list[int]] = []
+    chosen = np.flatnonzero(sizes[:, 0])
+    large = (sizes[chosen] > np.asarray(capacity)).any(axis=1)
+    if large.any():
+        index = chosen[np.argmax(large)]
+        raise ValueError(f"example {index} of size {sizes[index]} is larger than a row, {capacity}")
+    whole, borrow, needs = _digits(sizes[chosen, 1:], capacity[1:])
+    most = capacity[0] * open_rows
+    order = list(range(most, most + open_rows))  # room x open_rows + slot of each row, rising
+    rest = [whole] * open_rows  # of each slot, for the other dimensions
+    name = [-1] * open_rows  # of each slot's row, -1 where it is empty
+    ages: collections.deque[tuple[int, int, int]] = collections.deque()
+    names: list[int] = []  # of each example's row
+    closed: list[int] = []
+    begun = 0
 
-    def close(slot: int) -> None:
-        closed.append(rows[slot])
-        rows[slot], room[slot] = [], limit
+    def close(at: int) -> int:
+        slot = order.pop(at) % open_rows
+        closed.append(name[slot])
+        rest[slot], name[slot] = whole, -1
+        order.append(most + slot)
+        return slot
 
-    room[:] = limit
-    for arrival, index in enumerate(np.flatnonzero(sizes[:, 0])):
-        size = sizes[index]
-        if (size > limit).any():
-            raise ValueError(f"example {index} of size {size} is larger than a row, {limit}")
-        for aged in np.flatnonzero(arrival - born > max_age):
-            if rows[aged]:
-                close(int(aged))
-            born[aged] = arrival
-        fits = (room >= size).all(axis=1)
-        # An empty row has most room, so best fit opens one only where no begun row will do.
-        if not fits.any():
-            slot = int(np.argmin(room[:, 0]))
-            close(slot)
+    for arrival, (size, need) in enumerate(zip(sizes[chosen, 0].tolist(), needs, strict=True)):
+        while ages and ages[0][0] < arrival:
+            _, slot, row = ages.popleft()
+            if name[slot] == row:
+                close(next(at for at, room in enumerate(order) if room % open_rows == slot))
+                order.sort()
+        at = bisect_left(order, size * open_rows)
+        while at < open_rows:
+            slot = order[at] % open_rows
+            left = rest[slot] - need
+            if left & borrow == borrow:
+                break
+            at += 1
         else:
-            slot = int(np.argmin(np.where(fits, room[:, 0], np.iinfo(np.int64).max)))
-        if not rows[slot]:
-            born[slot] = arrival
-        rows[slot].append(int(index))
-        room[slot] -= size
-    closed.extend(rows[slot] for slot in np.argsort(born, kind="stable") if rows[slot])
-    return closed
+            slot, at = close(0), open_rows - 1
+            left = whole - need
+        # A row that is empty has most room, so one is begun only where no other will do.
+        if name[slot] < 0:
+            name[slot], begun = begun, begun + 1
+            ages.append((arrival + max_age, slot, name[slot]))
+        names.append(name[slot])
+        rest[slot] = left
+        insort(order, order.pop(at) - size * open_rows, 0, at)
+    closed += sorted(row for row in name if row >= 0)
+    place = np.empty(begun, np.int64)
+    place[closed] = np.arange(begun)
+    found = np.full(len(sizes), -1, np.int64)
+    found[chosen] = place[names]
+    return found
+
+
+def _digits(sizes: np.ndarray, capacity: Sequence[int]) -> tuple[int, int, list[int]]:
+    """(a whole row's room, the bits that may not be borrowed, what each example takes of it)."""
+    whole = borrow = shift = 0
+    needs = [0] * len(sizes)
+    for most, column in zip(capacity, sizes.T.tolist(), strict=True):
+        needs = [need + (size << shift) for need, size in zip(needs, column, strict=True)]
+        whole += int(most) << shift
+        shift += int(most).bit_length()
+        borrow += 1 << shift
+        shift += 1
+    return whole + borrow, borrow, needs

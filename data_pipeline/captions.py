@@ -15,24 +15,21 @@ the same file the one nearer to it counts. Nothing that a table names is opened.
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
-import io
-import json
 import math
 import posixpath
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from data_pipeline.decode import Limits, open_regular
 from data_pipeline.errors import BadClip, printable
+from data_pipeline.files import Limits
+from data_pipeline.lines import lines
+from data_pipeline.places import Place
 from data_pipeline.text import clean
 
 NAMES = ("captions.csv", "captions.jsonl")
 FILE, CAPTION = ("file", "path", "videoid", "name"), ("caption", "text", "name")
 SIZE = Limits(bytes=1 << 30)
-Line = tuple[int, Mapping[str, Any] | None]  # its number, and its cells where they can be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +58,7 @@ class Tables:
         return near or [one.text for one in said if one.whole]
 
 
-def read(root: Path, tables: Collection[str], files: Collection[str]) -> Tables:
+def read(root: str, tables: Collection[str], files: Collection[str]) -> Tables:
     """Read the tables at these paths from `root`; `files` are all that may be captioned."""
     named: dict[str, list[str]] = {}
     for uri in files:
@@ -77,8 +74,6 @@ def read(root: Path, tables: Collection[str], files: Collection[str]) -> Tables:
                 problems += _read(root, table, named, here)
             except BadClip as bad:
                 problems.append(f"{printable(table)} cannot be read ({bad}).")
-            except (csv.Error, UnicodeError) as error:
-                problems.append(f"{printable(table)} is not a table of captions ({error}).")
         found |= {uri: tuple(captions) for uri, captions in here.items()}
     return Tables(found, tuple(problems))
 
@@ -91,24 +86,21 @@ def _by_folder(tables: Collection[str]) -> list[list[str]]:
 
 
 def _read(
-    root: Path, table: str, named: Mapping[str, list[str]], into: dict[str, list[Caption]]
+    root: str, table: str, named: Mapping[str, list[str]], into: dict[str, list[Caption]]
 ) -> list[str]:
     """Add one table's captions; what is wrong with it, a sentence each."""
     folder, name = posixpath.dirname(table), printable(table)
     broken: list[int] = []
     absent: list[str] = []
-    with open_regular(root / table, SIZE) as file:
-        text = io.TextIOWrapper(file, "utf-8-sig", "replace", newline="")
-        lines = _rows(text) if table.endswith(".csv") else _objects(text)
-        for number, cells in lines:
-            line = _line(cells)
-            if line is None:
-                broken.append(number)
-                continue
-            uris = named.get(posixpath.normpath(posixpath.join(folder, line[0])), [])
-            absent += [] if uris else [line[0]]
-            for uri in uris:
-                into.setdefault(uri, []).append(line[1])
+    for number, cells in lines(Place(root, table), SIZE):
+        line = _line(cells)
+        if line is None:
+            broken.append(number)
+            continue
+        uris = named.get(posixpath.normpath(posixpath.join(folder, line[0])), [])
+        absent += [] if uris else [line[0]]
+        for uri in uris:
+            into.setdefault(uri, []).append(line[1])
     problems = []
     if broken:
         problems.append(
@@ -121,23 +113,6 @@ def _read(
             f"'{printable(absent[0])[:100]}'."
         )
     return problems
-
-
-def _rows(text: io.TextIOBase) -> Iterator[Line]:
-    reader = csv.DictReader(text)
-    for cells in reader:
-        yield reader.line_num, {str(key).strip().lower(): cell for key, cell in cells.items()}
-
-
-def _objects(text: io.TextIOBase) -> Iterator[Line]:
-    for number, line in enumerate(text, 1):
-        if not line.strip():
-            continue
-        try:
-            cells = json.loads(line)
-        except (ValueError, RecursionError):
-            cells = None
-        yield number, cells if isinstance(cells, dict) else None
 
 
 def _line(cells: Mapping[str, Any] | None) -> tuple[str, Caption] | None:

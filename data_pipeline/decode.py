@@ -1,9 +1,9 @@
 """Guarded decoding: chosen frames of one file, at one size, or one reason why not.
 
-A file is a stranger's. It is opened without following a link or waiting for a writer, must be a
-regular file within limits, only known containers are tried, and nothing it names is opened. Frames
-are chosen by presentation time, never by number; the first error, corrupt frame or change of
-size refuses the whole clip (`BadClip`). FFmpeg itself is not sandboxed here.
+A file is a stranger's. It is opened without following a link or waiting for a writer (`files.py`),
+only known containers and codecs are tried, and nothing it names is opened. Frames are chosen by
+presentation time, never by number; the first error, corrupt frame or change of size refuses the
+whole clip (`BadClip`). FFmpeg can be made to crash: `workers.py` runs it where that does no harm.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import itertools
-import os
-import stat
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import IO, Any
 
 import av
@@ -25,31 +22,32 @@ import PIL.Image
 import PIL.ImageOps
 from av.video.reformatter import Interpolation, VideoReformatter
 
+from data_pipeline import failpoints
 from data_pipeline.errors import BadClip
+from data_pipeline.files import FULL, TRANSIENT, Limits, guarded, size_of
+from data_pipeline.places import Place
+from data_pipeline.runner import HERE, Runner
 
 STILL_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+CODECS = (
+    "av1,libdav1d,h264,hevc,vp8,vp9,libvpx,libvpx-vp9,mpeg1video,mpeg2video,mpeg4,msmpeg4,"
+    "msmpeg4v1,msmpeg4v2,h263,mjpeg,png,prores,dnxhd,ffv1"
+)
 # `protocol_whitelist` names no protocol: a file cannot make the demuxer open another one.
-OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "none", "err_detect": "explode"}
+OPTIONS = {
+    "format_whitelist": CONTAINERS,
+    "codec_whitelist": CODECS,
+    "protocol_whitelist": "none",
+    "err_detect": "explode",
+}
 # PyAV before 19 refuses a whole file for a title that is not UTF-8, unless told otherwise.
 TAGS: dict[str, Any] = (
     {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 )
 SMALLER, LARGER = Interpolation.AREA, Interpolation.BICUBIC
-TRANSIENT = (errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE, errno.ETIMEDOUT)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of the disk a copy is written to
-RETRIES = 3
 # 1 ms, below the distance of frames at any rate that is accepted: containers round their clocks.
 TOLERANCE_S = 1e-3
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a file may cost before it is refused."""
-
-    bytes: int = 4 << 30
-    pixels: int = 1 << 25  # of one frame
-    frames: int = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +55,8 @@ class View:
     """Which part of a clip: `frames` at first + offset + i / rate seconds of presentation time,
     resized to `resized` (height, width), of which the middle `size` is kept. `first` is the time of
     the clip's first frame in the file and `end` that of the first frame behind it, `stored` the
-    file's size, upright, and `bytes` its length, all as they were when it was indexed."""
+    file's size, upright, and `bytes` its length, all as they were when it was indexed; `sha256`,
+    where there is one, is compared with that of the whole file."""
 
     first: float = 0.0
     end: float = np.inf
@@ -68,6 +67,7 @@ class View:
     resized: tuple[int, int]
     size: tuple[int, int]
     bytes: int | None = None
+    sha256: str | None = None
 
     @property
     def times(self) -> np.ndarray:
@@ -78,92 +78,42 @@ class View:
         return picture[top : top + self.size[0], left : left + self.size[1]]
 
 
-def decode(path: Path, view: View, *, still: bool, limits: Limits | None = None) -> np.ndarray:
-    """uint8 (frames, height, width, 3) of a file.
-
-    A read that fails in a way that may pass is tried again, so that a moment's trouble does not
-    make two runs differ.
+def decode(
+    place: Place, view: View, *, still: bool, limits: Limits | None = None, run: Runner = HERE
+) -> np.ndarray:
+    """uint8 (frames, height, width, 3) of a file, decoded where `run` says.
 
     Raises:
       BadClip: for whatever is wrong with the file.
     """
     limits = limits or Limits()
-    for attempt in range(RETRIES):
-        try:
-            with open_regular(path, limits) as file:
-                if view.bytes is not None and os.fstat(file.fileno()).st_size != view.bytes:
-                    raise BadClip("changed", "not as many bytes as when it was indexed")
-                return decode_image(file, view, limits) if still else _video(file, view, limits)
-        except OSError as error:
-            if error.errno not in TRANSIENT or attempt + 1 == RETRIES:
-                raise BadClip("read", str(error)) from error
-            time.sleep(0.05 * 4**attempt)
-        except BadClip:
-            raise
-        # Decoders of broken files fail in ways nobody lists; one clip must not end the run.
-        except Exception as error:
-            raise BadClip("decoder", f"{type(error).__name__}: {error}") from error
-    raise AssertionError("every attempt returns or raises")
+    out = np.empty((view.frames, *view.size, 3), np.uint8)
+    guarded(
+        place,
+        limits,
+        lambda file: run.fill(out, read_view, file, limits=limits, view=view, still=still),
+    )
+    return out
 
 
-def open_regular(path: Path, limits: Limits) -> IO[bytes]:
-    """Open a regular file of 1 to `limits.bytes` bytes; never a link, pipe, device or folder.
+def read_view(file: IO[bytes], *, limits: Limits, view: View, still: bool, out: np.ndarray) -> None:
+    """Fill `out`, uint8 (frames, height, width, 3); a task of `runner.Runner`.
 
     Raises:
-      BadClip: what it is instead. OSError: reading failed in another way.
+      BadClip: what is wrong with the file. OSError: it cannot be read just now.
     """
-    try:
-        # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BadClip("missing") from error
-    except PermissionError as error:
-        raise BadClip("permission") from error
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise BadClip("link") from error
-        if error.errno in (errno.ENXIO, errno.ENAMETOOLONG):
-            raise BadClip("not_a_file") from error
-        raise
-    except ValueError as error:  # a name with a NUL
-        raise BadClip("name") from error
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise BadClip("not_a_file")
-        if status.st_size == 0:
-            raise BadClip("empty")
-        if status.st_size > limits.bytes:
-            raise BadClip("too_large", f"{status.st_size} bytes")
-        return os.fdopen(handle, "rb")
-    except BaseException:
-        os.close(handle)
-        raise
+    failpoints.reach("decode.read")
+    if view.bytes is not None and size_of(file) != view.bytes:
+        raise BadClip("changed", "not as many bytes as when it was indexed")
+    if view.sha256 is not None:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+        file.seek(0)
+        if digest != view.sha256:
+            raise BadClip("changed", "other bytes than when it was indexed")
+    (_image if still else _video)(file, view, limits, out)
 
 
-@contextlib.contextmanager
-def guarded(path: Path, limits: Limits) -> Iterator[IO[bytes]]:
-    """A stranger's file; whatever goes wrong with it inside becomes `BadClip`.
-
-    Raises:
-      OSError: only where a disk that is written to meanwhile is full.
-    """
-    try:
-        with open_regular(path, limits) as file:
-            yield file
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        raise BadClip("read", str(error)) from error
-    except BadClip:
-        raise
-    # Decoders of broken files fail in ways nobody lists; one clip must not end an index.
-    except Exception as error:
-        raise BadClip("decoder", f"{type(error).__name__}: {error}") from error
-
-
-def decode_image(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
-    """uint8 (1, height, width, 3) of a still image, turned upright as its EXIF says."""
+def _image(file: IO[bytes], view: View, limits: Limits, out: np.ndarray) -> None:
     picture = load_image(file, limits)
     if (picture.height, picture.width) != view.stored:
         raise BadClip("size", f"{picture.height} x {picture.width}, not as indexed")
@@ -172,11 +122,12 @@ def decode_image(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
         smaller = height * width < picture.height * picture.width
         how = PIL.Image.Resampling.BOX if smaller else PIL.Image.Resampling.BICUBIC
         picture = picture.resize((width, height), how)
-    return np.ascontiguousarray(view.crop(np.asarray(picture)))[None]
+    out[0] = view.crop(np.asarray(picture))
 
 
 def load_image(file: IO[bytes], limits: Limits) -> PIL.Image.Image:
-    """An upright RGB picture; its size is checked before its pixels are read."""
+    """An upright RGB picture, turned as its EXIF says; its size is checked before its pixels are
+    read."""
     try:
         with PIL.Image.open(file, formats=STILL_FORMATS) as picture:
             if picture.width * picture.height > limits.pixels:
@@ -189,7 +140,9 @@ def load_image(file: IO[bytes], limits: Limits) -> PIL.Image.Image:
         if error.errno is not None:
             raise
         raise BadClip("corrupt", str(error)) from error
-    except (ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
+    except PIL.Image.DecompressionBombError as error:
+        raise BadClip("too_large", str(error)) from error
+    except (ValueError, SyntaxError, EOFError) as error:
         raise BadClip("corrupt", str(error)) from error
 
 
@@ -198,7 +151,8 @@ def open_video(file: IO[bytes], limits: Limits) -> Iterator[tuple[Any, Any]]:
     """(container, its first video stream), to be decoded on the caller's thread alone; FFmpeg's
     errors become `BadClip`, and the container is closed."""
     try:
-        container = av.open(file, options=OPTIONS, **TAGS)
+        # The pixels count here too: FFmpeg decodes a frame to learn what the container leaves open.
+        container = av.open(file, options=OPTIONS | {"max_pixels": str(limits.pixels)}, **TAGS)
     except (av.error.InvalidDataError, av.error.ArgumentError) as error:
         raise BadClip("format") from error
     except av.error.FFmpegError as error:
@@ -208,10 +162,11 @@ def open_video(file: IO[bytes], limits: Limits) -> Iterator[tuple[Any, Any]]:
             raise BadClip("no_video")
         stream = container.streams.video[0]
         context = stream.codec_context
-        if context is None:
-            raise BadClip("codec")
+        if context is None or context.name not in CODECS.split(","):
+            raise BadClip("codec", context.name if context else "unknown")
         if context.width < 1 or context.height < 1:
-            raise BadClip("size", "none")
+            # FFmpeg forgets a size that is above `max_pixels`.
+            raise BadClip("size", "none, or too many pixels")
         if context.width * context.height > limits.pixels:
             raise BadClip("too_large", f"{context.height} x {context.width} pixels")
         # One thread per decoder: the loader decodes many clips at once.
@@ -231,6 +186,8 @@ def _class_of(error: av.error.FFmpegError) -> tuple[str, str]:
         raise OSError(error.errno, error.strerror) from error
     if isinstance(error, EOFError):
         return "truncated", ""
+    if error.errno == errno.ENOMEM:
+        return "memory", ""
     known = isinstance(error, av.error.InvalidDataError)
     return ("corrupt" if known else "codec"), type(error).__name__
 
@@ -243,6 +200,7 @@ def whole_frames(container: Any, stream: Any) -> Iterator[tuple[float, Any]]:
     """
     last = -np.inf
     for frame in container.decode(stream):
+        failpoints.reach("decode.frame")
         if frame.is_corrupt:
             raise BadClip("corrupt")
         if frame.pts is None or frame.time is None:
@@ -264,8 +222,7 @@ def turns(frame: Any) -> int:
     return round(frame.rotation / 90) % 4
 
 
-def _video(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
-    out = np.empty((view.frames, *view.size, 3), np.uint8)
+def _video(file: IO[bytes], view: View, limits: Limits, out: np.ndarray) -> None:
     scaler = VideoReformatter()  # one a clip: setting it up costs more than scaling a small frame
     with open_video(file, limits) as (container, stream):
         # Half a period early: the frame nearest to the first time may come before it.
@@ -278,7 +235,6 @@ def _video(file: IO[bytes], view: View, limits: Limits) -> np.ndarray:
             filled += 1
         if filled < view.frames:
             raise BadClip("short", f"{filled} of {view.frames} frames")
-    return out
 
 
 def _frames_from(container: Any, stream: Any, time: float) -> Iterator[tuple[float, Any]]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class DataError(ValueError):
     """Said in one sentence; `code` is the process's exit code: 2 config, 3 data, 6 storage."""
@@ -16,7 +19,7 @@ class BadClip(Exception):
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 def printable(text: str) -> str:
@@ -24,3 +27,10 @@ def printable(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text
     )
+
+
+def suggestion(word: str, words: Iterable[str]) -> str:
+    """'Did you mean ...?' where a known word is near, else the list of them."""
+    words = sorted(words)
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(words)}."

@@ -33,6 +33,7 @@ from data_pipeline.encode import write_mp4
 from data_pipeline.errors import BadClip, DataError
 from data_pipeline.generated import STILL, Scene
 from data_pipeline.judge import Seen, look
+from data_pipeline.places import Place
 
 KINDS = ("colour", "direction", "object")
 THUMBNAIL = (4, 12, 12)  # frames, height, width
@@ -86,7 +87,7 @@ def load(path: Path, one: Scene) -> np.ndarray:
     rate = 0 if still else one.fps or 8
     view = View(rate=rate, frames=one.frames, stored=size, resized=size, size=size)
     try:
-        return decode(path, view, still=still)
+        return decode(Place.of(path), view, still=still)
     except BadClip as bad:
         raise DataError(f"'{path}' cannot be judged: {bad}.") from bad
 

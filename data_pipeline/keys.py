@@ -7,6 +7,7 @@ of numpy and on every machine; there is no state to save.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -38,5 +39,15 @@ def uniform(seed: int, purpose: str, counter: np.ndarray) -> np.ndarray:
 
 def identity(name: str) -> tuple[int, int]:
     """The first and second 8 bytes of a name's SHA-256, as integers."""
-    found = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(found[:8], "big"), int.from_bytes(found[8:16], "big")
+    found = _hash(name)
+    return int.from_bytes(found[:8], "big"), int.from_bytes(found[8:], "big")
+
+
+def identities(names: Iterable[str]) -> np.ndarray:
+    """(names, 2) uint64, `identity` of each."""
+    found = np.frombuffer(b"".join(map(_hash, names)), ">u8")
+    return found.astype(np.uint64).reshape(-1, 2)
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:16]

@@ -3,23 +3,28 @@
 | column | type | meaning |
 | --- | --- | --- |
 | clip_id | string | names the clip for ever: noise, order and hold-out hang on it |
-| uri | string | path relative to the root of the source |
+| uri | string | where its bytes are, from the root of the source (`places.py`) |
+| still | bool | an image, not a film of one frame |
 | start_s, end_s | float64 | presentation times: first frame, the file's next one after the last |
 | fps_num, fps_den | int64 | measured frame rate; 0/1 for a still image |
 | height, width | int32 | pixels, after rotation |
 | n_frames | int32 | counted, not read from a header |
 | rotation | int32 | degrees counter-clockwise that the decoder turns the stored frames |
 | captions | list(string) | any number, none too |
+| caption_weights | list(float32) | how often each is drawn; null where all are alike |
 | label, split, source, licence | string | what is known beside; may be empty |
-| scores | struct of float32 | motion, aesthetic, clip, text_area; null where not measured |
+| scores | struct of float32 | those of `SCORES`; null where not measured |
 | sha256 | string | of the file |
 | bytes | int64 | of the file: a file that changed later is noticed without hashing it |
 
 Several rows may be parts of one file: its shots.
 
-A manifest is a folder: `clips.parquet`, `tokenizer.json`, `skipped.jsonl`, and `captions.txt`, the
-most frequent captions, to sample with. The path from it to the root of the source is kept in the
-table's metadata, so that both can be moved together.
+A manifest is a folder, on disk or on object storage: `clips.parquet`, `tokenizer.json`,
+`skipped.jsonl`, and `captions.txt`, the most frequent captions, to sample with. The path from it to
+the root of the source is kept in the table's metadata, so that both can be moved together; where
+either is on object storage it is the root's whole name. Where the files hold what an encoder made
+of clips, not clips, the metadata says of what (`latents.py`); sizes and rates are then those of the
+latents.
 """
 
 from __future__ import annotations
@@ -28,23 +33,39 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_pipeline import remote, storage
 from data_pipeline.errors import DataError
+from data_pipeline.places import OURS, OUTSIDE, SCHEME, Place
 
 TABLE = "clips.parquet"
 TOKENIZER = "tokenizer.json"
 SKIPPED = "skipped.jsonl"
 PROMPTS = "captions.txt"
-ROOT = b"root"
+ROOT, LATENTS = b"root", b"latents"
+HASHED = 1 << 16  # rows that are hashed together
+# Fields of `scores`. `curation/` measures them, aesthetic and clip by models of the user's.
+SCORES = (
+    "motion",  # shorter sides per second
+    "aesthetic",
+    "clip",  # likeness of picture and caption
+    "text_area",  # share of the picture
+    "brightness",  # 0 black, 1 white
+    "change",  # of luma from one frame seen to the next, 0 to 1
+    "watermark",  # 0, or up to 1 where a clip bears its source's mark
+)
 SCHEMA = pa.schema(
     [
         ("clip_id", pa.string()),
         ("uri", pa.string()),
+        ("still", pa.bool_()),
         ("start_s", pa.float64()),
         ("end_s", pa.float64()),
         ("fps_num", pa.int64()),
@@ -54,14 +75,12 @@ SCHEMA = pa.schema(
         ("n_frames", pa.int32()),
         ("rotation", pa.int32()),
         ("captions", pa.list_(pa.string())),
+        ("caption_weights", pa.list_(pa.float32())),
         ("label", pa.string()),
         ("split", pa.string()),
         ("source", pa.string()),
         ("licence", pa.string()),
-        (
-            "scores",
-            pa.struct([(n, pa.float32()) for n in ("motion", "aesthetic", "clip", "text_area")]),
-        ),
+        ("scores", pa.struct([(name, pa.float32()) for name in SCORES])),
         ("sha256", pa.string()),
         ("bytes", pa.int64()),
     ]
@@ -70,41 +89,55 @@ SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A table that was read, and where its files lie."""
+    """A table that was read, where its files lie, and, if they hold latents, what these are of."""
 
     table: pa.Table
-    folder: Path
-    root: Path
+    folder: str
+    root: str
+    latents: str | None = None
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     @property
-    def tokenizer(self) -> Path:
-        return self.folder / TOKENIZER
+    def tokenizer(self) -> str:
+        return storage.join(self.folder, TOKENIZER)
 
     def column(self, name: str) -> Any:
         return self.table[name].to_numpy(zero_copy_only=False)
 
-    def path(self, row: int) -> Path:
-        """Where the file of a row lies."""
-        return self.root / self.table["uri"][row].as_py()
+    def place(self, row: int) -> Place:
+        """Where the bytes of a row are."""
+        return Place(self.root, self.table["uri"][row].as_py())
 
 
-def write(folder: Path, rows: Sequence[Mapping[str, Any]], root: Path) -> pa.Table:
-    """Write rows, sorted by clip id, as `folder/clips.parquet`; it appears only when whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ordered = sorted(rows, key=lambda row: row["clip_id"])
+def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table; what a row does not say is null."""
     blank = {name: None for name in SCHEMA.names}
-    table = pa.Table.from_pylist([blank | dict(row) for row in ordered], schema=SCHEMA)
-    where = os.path.relpath(root.resolve(), folder.resolve())
-    table = table.replace_schema_metadata({ROOT: where.encode("utf-8", "surrogateescape")})
-    partial = folder / f"{TABLE}.{os.getpid()}.part"
-    try:
-        pq.write_table(table, partial)
-        os.replace(partial, folder / TABLE)
-    finally:
-        partial.unlink(missing_ok=True)
+    return pa.Table.from_pylist([blank | dict(row) for row in rows], schema=SCHEMA)
+
+
+def write(
+    folder: str | os.PathLike,
+    table: pa.Table,
+    root: str | os.PathLike,
+    latents: str | None = None,
+) -> pa.Table:
+    """Write a table as `folder/clips.parquet`; it appears only when whole.
+
+    Args:
+      latents: what its files hold, where they hold no clips.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    folder, root = os.fspath(folder), os.fspath(root)
+    if not (remote.is_remote(folder) or remote.is_remote(root)):
+        root = os.path.relpath(Path(root).resolve(), Path(folder).resolve())
+    said = {ROOT: root.encode("utf-8", "surrogateescape")}
+    table = table.replace_schema_metadata(said | ({LATENTS: latents.encode()} if latents else {}))
+    with storage.whole(storage.join(folder, TABLE)) as file:
+        pq.write_table(table, file)
     return table
 
 
@@ -115,16 +148,18 @@ def read(path: str | os.PathLike) -> Manifest:
       DataError: code 2 where there is none; code 3 where it is empty, not ours, or names a file
         outside its root.
     """
-    file = Path(path)
-    file = file / TABLE if file.is_dir() else file
-    if not file.is_file():
+    name = os.fspath(path)
+    file = name if name.endswith(f"/{TABLE}") else storage.join(name, TABLE)
+    if not storage.exists(file):
         raise DataError(
             f"there is no manifest at '{path}'; make one with "
             f"`python -m data_pipeline index SOURCE --out {path}`.",
             code=2,
         )
     try:
-        table = pq.read_table(file)
+        # A table on disk is mapped into memory, not copied.
+        source = pa.BufferReader(storage.read(file)) if remote.is_remote(file) else file
+        table = pq.read_table(source)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"'{file}' is not a Parquet file ({str(error).splitlines()[0]}).") from None
     missing = sorted(set(SCHEMA.names) - set(table.schema.names))
@@ -137,33 +172,62 @@ def read(path: str | os.PathLike) -> Manifest:
         raise DataError(f"'{file}' has a column of another type ({error}).") from None
     if table.num_rows == 0:
         raise DataError(f"the manifest '{path}' lists no clip.")
-    check(table, str(file))
+    check(table, file)
+    folder = file[: -len(TABLE) - 1]
     root = metadata.get(ROOT, b".").decode("utf-8", "surrogateescape")
-    return Manifest(table, file.parent, Path(os.path.normpath(file.parent / root)))
+    if remote.is_remote(root):
+        remote.file_system(root)  # one that may be read
+    elif not remote.is_remote(folder):
+        root = os.path.normpath(os.path.join(folder, root))
+    latents = metadata[LATENTS].decode("utf-8", "replace") if LATENTS in metadata else None
+    return Manifest(table, folder, root, latents)
 
 
 def check(table: pa.Table, name: str) -> None:
     """Raises DataError for a row no plan may be made of: a stranger's table is data to judge."""
-    for uri in table["uri"].to_pylist():
-        path = PurePosixPath(uri or "/")
-        if path.is_absolute() or ".." in path.parts or "\0" in uri:
-            raise DataError(f"'{name}' names {uri!r}, which is not inside its source.")
-    ids = table["clip_id"].to_pylist()
-    if None in ids or len(set(ids)) != len(ids):
+    uris = table["uri"].fill_null("")
+    foreign = pc.and_not(
+        pc.match_substring_regex(uris, SCHEME), pc.match_substring_regex(uris, OURS)
+    )
+    outside = pc.or_(pc.match_substring_regex(uris, OUTSIDE), foreign)
+    first = pc.index(outside, True).as_py()
+    if first >= 0:
+        raise DataError(f"'{name}' names {uris[first].as_py()!r}, which is not inside its source.")
+    ids = table["clip_id"]
+    if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
         raise DataError(f"'{name}' has clips without an id, or with the same one.")
     for column, least in (
-        ("n_frames", 1), ("height", 1), ("width", 1), ("fps_num", 0), ("fps_den", 1)
+        ("n_frames", 1), ("height", 1), ("width", 1), ("fps_num", 0), ("fps_den", 1), ("still", 0)
     ):  # fmt: skip
         values = table[column]
-        if values.null_count or min(values.to_pylist()) < least:
+        if values.null_count or pc.min(values).as_py() < least:
             raise DataError(f"'{name}' has a clip whose {column} is below {least}.")
 
 
-def digest(table: pa.Table) -> str:
+def digest(table: pa.Table, columns: Sequence[str] = SCHEMA.names) -> str:
     """SHA-256 over what the table says, whatever file wrote it and wherever it lies."""
     found = hashlib.sha256()
-    for name in SCHEMA.names:
+    for name in columns:
         found.update(name.encode() + b"\0")
-        for value in table[name].to_pylist():
-            found.update(repr(value).encode("utf-8", "surrogateescape") + b"\n")
+        column = table[name]
+        for first in range(0, len(column), HASHED):
+            _feed(found, pa.concat_arrays(column.slice(first, HASHED).chunks))
     return found.hexdigest()
+
+
+def _feed(found: Any, values: pa.Array) -> None:
+    """What an array says, as bytes that do not depend on how Arrow happens to hold it."""
+    found.update(np.packbits(values.is_valid().to_numpy(zero_copy_only=False)).tobytes())
+    if pa.types.is_struct(values.type):
+        for number in range(values.type.num_fields):
+            _feed(found, pc.struct_field(values, number))
+    elif pa.types.is_list(values.type):
+        found.update(pc.list_value_length(values).fill_null(0).to_numpy().tobytes())
+        _feed(found, values.flatten())
+    elif pa.types.is_string(values.type):
+        said = values.fill_null("")
+        found.update(pc.binary_length(said).to_numpy().tobytes())
+        found.update("".join(said.to_pylist()).encode())
+    else:
+        zero = pa.scalar(0).cast(values.type)
+        found.update(values.fill_null(zero).to_numpy(zero_copy_only=False).tobytes())

@@ -9,8 +9,8 @@ order of rows in a manifest nor the other sources matter.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -58,17 +58,23 @@ class Order:
         turn = rounds * self.taken[-1, source] + self.taken[place, source]
         clip, visit = np.empty(count, np.int64), np.empty(count, np.int64)
         for s, identities in enumerate(self.clips):
-            mine = source == s
+            mine = np.flatnonzero(source == s)
             visit[mine], place_in_round = np.divmod(turn[mine], len(identities))
-            for round_ in np.unique(visit[mine]):
-                now = mine & (visit == round_)
-                order = self._shuffled(s, int(round_))
-                clip[now] = order[place_in_round[visit[mine] == round_]]
+            # Turns only rise: the examples of one round follow each other.
+            ends = np.flatnonzero(np.diff(visit[mine], append=-1)) + 1
+            for start, end in zip((0, *ends), ends, strict=False):
+                order = self.shuffled(s, int(visit[mine[start]]))
+                clip[mine[start:end]] = order[place_in_round[start:end]]
         return Drawn(source, clip, visit)
+
+    @cached_property
+    def shuffled(self) -> Callable[[int, int], np.ndarray]:
+        """(source, round) -> its clips in their order of that round; the last few are kept."""
+        return lru_cache(maxsize=2 * len(self.clips))(self._shuffled)
 
     def _shuffled(self, source: int, round_: int) -> np.ndarray:
         mixed = keys.words(self.seed, f"order/{source}/{round_}", self.clips[source])
-        return np.argsort(mixed, kind="stable")
+        return np.argsort(mixed, kind="stable").astype(np.uint32)
 
 
 def shares(weights: Sequence[float], total: int) -> np.ndarray:

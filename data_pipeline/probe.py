@@ -1,30 +1,26 @@
 """What a file really holds, found by demuxing and decoding it: headers lie.
 
 Presentation times come from the packets. Frames are counted by decoding; a long film is decoded in
-three places instead and its packets are counted. A film that is to be cut is decoded as a whole.
+three places instead and its packets are counted. A film that is to be cut is decoded as a whole;
+one of which annotations name parts, where the parts begin.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import hashlib
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import IO, Any, Protocol
 
-from data_pipeline.decode import (
-    Limits,
-    guarded,
-    load_image,
-    open_video,
-    turns,
-    upright_size,
-    whole_frames,
-)
+from data_pipeline import failpoints
+from data_pipeline.decode import load_image, open_video, turns, upright_size, whole_frames
 from data_pipeline.errors import BadClip
+from data_pipeline.files import Limits, guarded, size_of
+from data_pipeline.places import Place
+from data_pipeline.runner import HERE, Runner
 
 WHOLE = 2048  # films with more frames than this are tried in three places
 TRIED = 32  # frames in each
@@ -58,34 +54,69 @@ class Cuts(Protocol):
         """The next frame."""
 
 
-def probe(path: Path, *, still: bool, limits: Limits | None = None) -> Found:
-    """Look at one file.
+Span = tuple[float, float]  # seconds of presentation time: from, and up to before
+
+
+def probe(place: Place, *, still: bool, limits: Limits | None = None, run: Runner = HERE) -> Found:
+    """Look at one file, where `run` says.
 
     Raises:
       BadClip: it cannot be trained on, and why.
     """
-    (found,) = _look(path, limits or Limits(), _still if still else _film)
-    return found
+    limits = limits or Limits()
+    (found,) = guarded(place, limits, lambda file: run.ask(look, file, limits=limits, still=still))
+    return Found(**found)
 
 
-def probe_shots(path: Path, cuts: Cuts, *, limits: Limits | None = None) -> list[Found]:
-    """Look at all of a film; each of its shots, in order.
+def probe_spans(
+    place: Place, spans: Sequence[Span], *, limits: Limits | None = None, run: Runner = HERE
+) -> list[Found | BadClip]:
+    """Look at parts of a film; what each holds, or what is wrong with that part alone.
 
     Raises:
-      BadClip: as `probe`.
+      BadClip: the film cannot be trained on, and why.
     """
-    return _look(path, limits or Limits(), lambda file, limits: _film(file, limits, cuts))
+    limits, ends = limits or Limits(), [list(span) for span in spans]
+    parts = guarded(place, limits, lambda file: run.ask(look_at, file, limits=limits, spans=ends))
+    return [BadClip(*part["bad"]) if "bad" in part else Found(**part) for part in parts]
 
 
-def _look(
-    path: Path, limits: Limits, look: Callable[[IO[bytes], Limits], list[dict[str, Any]]]
-) -> list[Found]:
-    with guarded(path, limits) as file:
-        size = os.fstat(file.fileno()).st_size
-        digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
-        file.seek(0)
-        parts = look(file, limits)
-    return [Found(sha256=digest, bytes=size, **part) for part in parts]
+def look(
+    file: IO[bytes], *, limits: Limits, still: bool, cuts: Cuts | None = None
+) -> list[dict[str, Any]]:
+    """Fields of `Found` for each shot, in order, of an open file; a task of `runner.Runner`.
+
+    Raises:
+      BadClip: as `probe`. OSError: it cannot be read just now.
+    """
+    known = _known(file)
+    parts = _still(file, limits) if still else _film(file, limits, cuts)
+    return [part | known for part in parts]
+
+
+def look_at(
+    file: IO[bytes], *, limits: Limits, spans: Sequence[Sequence[float]]
+) -> list[dict[str, Any]]:
+    """Fields of `Found` for each span of an open film, or `bad`: reason and detail; a task of
+    `runner.Runner`.
+
+    Raises: as `look`.
+    """
+    known = _known(file)
+    parts = _spans(file, limits, spans)
+    return [
+        {"bad": [part.reason, part.detail]} if isinstance(part, BadClip) else part | known
+        for part in parts
+    ]
+
+
+def _known(file: IO[bytes]) -> dict[str, Any]:
+    """What does not depend on what a file holds."""
+    failpoints.reach("decode.read")
+    size = size_of(file)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    file.seek(0)
+    return {"sha256": digest, "bytes": size}
 
 
 def _still(file: IO[bytes], limits: Limits) -> list[dict[str, Any]]:
@@ -95,23 +126,50 @@ def _still(file: IO[bytes], limits: Limits) -> list[dict[str, Any]]:
     return [{**no_time, **size, "n_frames": 1, "rotation": 0}]
 
 
-def _film(file: IO[bytes], limits: Limits, cuts: Cuts | None = None) -> list[dict[str, Any]]:
+def _film(file: IO[bytes], limits: Limits, cuts: Cuts | None) -> list[dict[str, Any]]:
     with open_video(file, limits) as (container, stream):
         ticks = packet_times(container, stream, limits)
         if len(ticks) > WHOLE and cuts is None:
-            places = {
-                _try(container, stream, tick, TRIED)[0]
-                for tick in (ticks[0], ticks[len(ticks) // 2], ticks[-TRIED])
-            }
-            if len(places) > 1:
-                raise BadClip("size", "changes within the clip")
-            (shape,) = places
+            tried = (ticks[0], ticks[len(ticks) // 2], ticks[-TRIED])
+            shape = _shape(container, stream, tried)
         else:
             see = cuts.see if cuts else None
             shape, ticks = _try(container, stream, ticks[0], limits.frames, see)
         base = Fraction(stream.time_base)
     bounds = [0, *(cuts.places if cuts else ()), len(ticks)]
     return [_part(shape, ticks, base, *ends) for ends in itertools.pairwise(bounds)]
+
+
+def _spans(
+    file: IO[bytes], limits: Limits, spans: Sequence[Sequence[float]]
+) -> list[dict[str, Any] | BadClip]:
+    with open_video(file, limits) as (container, stream):
+        ticks = packet_times(container, stream, limits)
+        base = Fraction(stream.time_base)
+        if len(ticks) > WHOLE:
+            begun = {bisect.bisect_left(ticks, start / base) for start, _ in spans}
+            tried = [ticks[first] for first in sorted(begun) if first < len(ticks)]
+            shape = _shape(container, stream, tried or ticks[:1])
+        else:
+            shape, ticks = _try(container, stream, ticks[0], limits.frames)
+    found: list[dict[str, Any] | BadClip] = []
+    for start, end in spans:
+        first, behind = (bisect.bisect_left(ticks, time / base) for time in (start, end))
+        try:
+            if first >= behind:
+                raise BadClip("span", f"no frame between {start:g} and {end:g} seconds")
+            found.append(_part(shape, ticks, base, first, behind))
+        except BadClip as bad:
+            found.append(bad)
+    return found
+
+
+def _shape(container: Any, stream: Any, starts: Sequence[int]) -> tuple[int, int, int]:
+    """(height, width, rotation), the same wherever a film is tried."""
+    shapes = {_try(container, stream, tick, TRIED)[0] for tick in starts}
+    if len(shapes) > 1:
+        raise BadClip("size", "changes within the clip")
+    return shapes.pop()
 
 
 def _part(
@@ -153,6 +211,11 @@ def packet_times(container: Any, stream: Any, limits: Limits) -> list[int]:
             raise BadClip("too_large", f"more than {limits.frames} frames")
     if not ticks:
         raise BadClip("truncated" if promised else "no_frames")
+    span = (max(ticks) - min(ticks)) * stream.time_base
+    if span > limits.seconds:
+        raise BadClip("too_large", f"longer than {limits.seconds:g} seconds")
+    if len(ticks) - 1 > FASTEST * span:
+        raise BadClip("timestamps", f"{len(ticks)} frames in {float(span):g} seconds")
     # In mp4 the table of samples is the file's own count; an AVI header's is often wrong.
     if container.format.name.startswith("mov") and count < promised:
         raise BadClip("truncated", f"{count} of {promised} frames")

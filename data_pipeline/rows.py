@@ -1,13 +1,17 @@
 """One row: members in, packed arrays out. The numpy twin of `vdm_jax.batch`.
 
-Per token (L): `patches` uint8 (L, P), `segment` 1..E contiguous and rising, 0 padding, `position`
-(L, 3) place in the grid (t, y, x), `raster` index in the grid, and where patches span time `cells`
-(L, P): false on cells that only pad it. Per text token (Lt): `text`, `text_segment`,
-`text_position`. Per segment (E): `id` (E, 2), `visit`, `ordinal`, `valid`, `grid` (E, 3), `fps`,
-`source`. Tokens are in raster order, t-major; a flattened patch is (pt, ph, pw, c), c fastest.
+Per token (L): `patches` uint8 (L, P), or latents (`latents.py`); `segment` 1..E contiguous and
+rising, 0 padding; `position` (L, 3) place in the grid (t, y, x); `raster` index in the grid; and
+where patches span time `cells` (L, P): false on cells that only pad it. Per text token (Lt):
+`text`, `text_segment`, `text_position`. Per segment (E): `id` (E, 2), `visit`, `ordinal`, `valid`,
+`grid` (E, 3), `fps`, `source`. Tokens are in raster order, t-major; a flattened patch is
+(pt, ph, pw, c), c fastest.
 
 Time that does not divide is padded at the FRONT by repeating the first frame: a causal codec's
 first frame stands alone.
+
+Where tokens are dropped, those that stay keep their order, position and raster index; `grid` is
+that of the whole example.
 """
 
 from __future__ import annotations
@@ -17,14 +21,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_pipeline.plan import Capacity
+from data_pipeline import keys
+from data_pipeline.blocks import PIXELS, Capacity
 
 Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Member:
-    """One example of a row; `video` uint8 (frames, height, width, 3), None where it is bad."""
+    """One example of a row; `video` (frames, height, width, numbers of a cell), None where it is
+    bad; `stay` the raster indices of its tokens, rising, None where all are there."""
 
     video: np.ndarray | None
     frames: int
@@ -35,6 +41,19 @@ class Member:
     ordinal: int = 0
     fps: float = 0.0
     source: int = 0
+    stay: np.ndarray | None = None
+
+
+def staying(
+    seed: int, identity: int, visit: int, grid: tuple[int, int, int], tokens: int
+) -> np.ndarray | None:
+    """Which `tokens` of a grid stay, every choice as likely: a pure function of the arguments, so
+    that it does not depend on a row or its neighbours. None: all of them."""
+    whole = int(np.prod(grid))
+    if tokens >= whole:
+        return None
+    mixed = keys.words(seed, f"stay/{identity}/{visit}", np.arange(whole))
+    return np.sort(np.argsort(mixed, kind="stable")[:tokens])
 
 
 def patchify(video: np.ndarray, patch: tuple[int, int, int]) -> np.ndarray:
@@ -58,7 +77,7 @@ def blank(capacity: Capacity) -> Arrays:
     """A row of padding alone, which is legal."""
     n, l, e = capacity.tokens, capacity.text_tokens, capacity.segments
     arrays: Arrays = {
-        "patches": np.zeros((n, capacity.features), np.uint8),
+        capacity.content.name: np.zeros((n, capacity.features), capacity.content.dtype),
         "segment": np.zeros(n, np.int32),
         "position": np.zeros((n, 3), np.int32),
         "raster": np.zeros(n, np.int32),
@@ -87,20 +106,22 @@ def pack(members: Sequence[Member], capacity: Capacity) -> Arrays:
     out = blank(capacity)
     start = word = 0
     for slot, member in enumerate(members):
-        stop = start + int(np.prod(member.grid))
+        stay = np.arange(np.prod(member.grid)) if member.stay is None else member.stay
+        stop = start + len(stay)
         last = word + len(member.text)
         if stop > capacity.tokens or last >= capacity.text_tokens or slot >= capacity.segments:
             raise ValueError(f"member {slot} does not fit into the row")
         here, there = slice(start, stop), slice(word, last)
         out["segment"][here] = slot + 1
-        out["position"][here] = np.indices(member.grid).reshape(3, -1).T
-        out["raster"][here] = np.arange(stop - start)
+        out["position"][here] = np.stack(np.unravel_index(stay, member.grid), axis=1)
+        out["raster"][here] = stay
         padding = member.grid[0] * capacity.patch[0] - member.frames
         if member.video is not None:
             front = np.repeat(member.video[:1], padding, axis=0)
-            out["patches"][here] = patchify(np.concatenate([front, member.video]), capacity.patch)
+            patches = patchify(np.concatenate([front, member.video]), capacity.patch)
+            out[capacity.content.name][here] = patches if member.stay is None else patches[stay]
         if "cells" in out:
-            out["cells"][here] = _cells(padding, member.grid, capacity)
+            out["cells"][here] = _cells(padding, member.grid, capacity)[stay]
         out["text"][there] = member.text
         out["text_segment"][there] = slot + 1
         out["text_position"][there] = np.arange(last - word)
@@ -119,19 +140,24 @@ def _cells(padding: int, grid: tuple[int, int, int], capacity: Capacity) -> np.n
     return cells.reshape(len(cells), -1)
 
 
-def unpack(row: Arrays, patch: tuple[int, int, int]) -> list[np.ndarray]:
-    """The videos of a row's valid segments, in order; frames that only pad time are cut off."""
+def unpack(row: Arrays, patch: tuple[int, int, int], name: str = PIXELS.name) -> list[np.ndarray]:
+    """The videos, or what else is called `name`, of a row's valid segments, in order; frames that
+    only pad time are cut off.
+
+    Dropped tokens come back as zeros. Padding is known by the first tokens that stay: where a
+    whole layer was dropped, it stays, black.
+    """
     videos = []
     for slot in np.flatnonzero(row["valid"]):
         inside = row["segment"] == slot + 1
         t, h, w = (int(extent) for extent in row["grid"][slot])
         grid = t, h, w
-        tokens = np.zeros((t * h * w, row["patches"].shape[1]), np.uint8)
-        tokens[row["raster"][inside]] = row["patches"][inside]
+        tokens = np.zeros((t * h * w, row[name].shape[1]), row[name].dtype)
+        tokens[row["raster"][inside]] = row[name][inside]
         video = unpatchify(tokens, grid, patch)
         if "cells" in row:
             cells = np.ones(tokens.shape, bool)
             cells[row["raster"][inside]] = row["cells"][inside]
-            video = video[unpatchify(cells, grid, patch).any(axis=(1, 2, 3))]
+            video = video[unpatchify(cells, grid, patch).all(axis=(1, 2, 3))]
         videos.append(video)
     return videos

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import bisect
 import collections
 import dataclasses
 import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from cachetools import LRUCache, cached
 
 from data_pipeline import rows
 from data_pipeline.balance import balance
+from data_pipeline.blocks import Block, Capacity, Kind
 from data_pipeline.collection import Clips
-from data_pipeline.decode import View, decode
-from data_pipeline.errors import BadClip, DataError, printable
-from data_pipeline.plan import ROWS_PER_BLOCK, Block, Capacity
+from data_pipeline.decode import View
+from data_pipeline.errors import BadClip, DataError
+from data_pipeline.layouts import kind_of
+from data_pipeline.places import Place
+from data_pipeline.plan import ROWS_PER_BLOCK
 from data_pipeline.text import Tokenizer
 
 LEAST_JUDGED = 64  # examples seen before the share of bad ones means anything
+WORST = 5  # paths that are named when there are too many of them
 
 
 class Blocks(Protocol):
@@ -40,7 +44,7 @@ class Batch(NamedTuple):
 class Row(NamedTuple):
     arrays: rows.Arrays
     bad: tuple[tuple[str, int, str], ...]
-    paths: tuple[Path, ...]  # of the bad ones
+    places: tuple[Place, ...]  # of the bad ones
     examples: int
 
 
@@ -48,94 +52,144 @@ class Row(NamedTuple):
 class Share:
     """Which rows of a step this shard decodes."""
 
-    rows: int
     shard: int = 0
     shards: int = 1
     devices: int = 1
     microbatches: int = 1
 
-    @property
-    def rows_per_step(self) -> int:
-        return self.rows // self.shards
-
     def of(self, costs: np.ndarray) -> np.ndarray:
-        """(rows_per_step,) places within the step, microbatch by microbatch, device by device.
+        """(rows / shards,) places within the step, microbatch by microbatch, device by device.
 
         Rows are balanced over the devices of all shards, within each microbatch.
         """
-        each = self.rows // self.microbatches
+        each = len(costs) // self.microbatches
         first = self.shard * self.devices // self.shards
         last = (self.shard + 1) * self.devices // self.shards
         places = [
             start + balance(costs[start : start + each], self.devices)[first:last].reshape(-1)
-            for start in range(0, self.rows, each)
+            for start in range(0, len(costs), each)
         ]
         return np.concatenate(places)
 
 
-class Steps:
-    """Numbers the steps from a cursor on, over blocks of different numbers of rows."""
+class Located(NamedTuple):
+    """A step: rows `first` to `last` - 1 of a block, and left-out ones up to those of its kind."""
 
-    def __init__(self, plans: Blocks, cursor: int, rows: int):
-        self.plans, self.rows = plans, rows
-        block, self._row = divmod(cursor, ROWS_PER_BLOCK)
-        self._first = block
-        self._ends: list[int] = []  # steps up to the end of each block from the first on
+    block: int
+    first: int
+    last: int
+    kind: Kind
+
+
+class Starts(NamedTuple):
+    """Of each step of a block: its first row, its kind, and the rows of all steps up to its end,
+    counting those that are left empty."""
+
+    row: np.ndarray
+    kind: np.ndarray
+    behind: np.ndarray
+
+
+class Steps:
+    """Numbers the steps from a cursor on, over blocks of different numbers of steps."""
+
+    def __init__(self, plans: Blocks, cursor: int, kinds: Sequence[Kind]):
+        self.plans, self.kinds = plans, kinds
+        self._block, self._row = divmod(cursor, ROWS_PER_BLOCK)
+        self._starts: list[Starts] = []  # of each block from the first on
+        self._steps: list[int] = []  # up to the end of each block
+        self._rows: list[int] = []  # likewise
         self._lock = threading.Lock()
 
-    def locate(self, step: int) -> tuple[int, int]:
-        """(block, first row) of a step."""
-        with self._lock:
-            while not self._ends or self._ends[-1] <= step:
-                before = self._ends[-1] if self._ends else 0
-                block = self.plans.block(self._first + len(self._ends))
-                left = max(0, len(block) - (0 if self._ends else self._row))
-                self._ends.append(before + -(-left // self.rows))
-            index = int(np.searchsorted(self._ends, step, side="right"))
-        skipped = self._ends[index - 1] if index else 0
-        start = 0 if index else self._row
-        return self._first + index, start + (step - skipped) * self.rows
+    def locate(self, step: int) -> Located:
+        index, place = self._find(step, self._steps)
+        row, kind, _ = self._starts[index]
+        more = place + 1 < len(row)
+        last = int(row[place + 1]) if more else len(self.plans.block(self._block + index))
+        return Located(self._block + index, int(row[place]), last, self.kinds[kind[place]])
+
+    def slot(self, row: int) -> tuple[int, int]:
+        """(step, place in it) of a row, counted from the cursor on with those left empty."""
+        index, left = self._find(row, self._rows)
+        behind = self._starts[index].behind
+        place = int(np.searchsorted(behind, left, side="right"))
+        step = place + (self._steps[index - 1] if index else 0)
+        return step, left - (int(behind[place - 1]) if place else 0)
+
+    def in_first_block(self) -> int:
+        """How many steps there are up to the end of the block of the cursor."""
+        self._find(0, self._steps)
+        return self._steps[0]
 
     def after(self, step: int) -> int:
         """The cursor that resumes behind a step."""
-        block, row = self.locate(step)
-        row += self.rows
-        if row >= len(self.plans.block(block)):
+        block, _, last, _ = self.locate(step)
+        if last >= len(self.plans.block(block)):
             return (block + 1) * ROWS_PER_BLOCK
-        return block * ROWS_PER_BLOCK + row
+        return block * ROWS_PER_BLOCK + last
 
     def examples(self, step: int) -> tuple[list[np.ndarray], np.ndarray]:
-        """(the examples of each row, the work of each row); rows beyond the block are empty."""
-        k, first = self.locate(step)
+        """(the examples of each row, the work of each row); rows beyond the last are empty."""
+        k, first, last, kind = self.locate(step)
         block = self.plans.block(k)
-        last = min(first + self.rows, len(block))
-        costs = np.zeros(self.rows)
+        costs = np.zeros(kind.rows)
         costs[: last - first] = block.costs[first:last]
         filled = [block.row(row) for row in range(first, last)]
-        return filled + [block.examples[:0]] * (self.rows - len(filled)), costs
+        return filled + [block.examples[:0]] * (kind.rows - len(filled)), costs
+
+    def _find(self, number: int, ends: list[int]) -> tuple[int, int]:
+        """(index of the block, what is left of `number` in it); `ends` grows as far as needed."""
+        with self._lock:
+            while not ends or ends[-1] <= number:
+                starts = self._split(len(self._starts))
+                self._starts.append(starts)
+                steps, rows = len(starts.row), int(starts.behind[-1]) if len(starts.row) else 0
+                self._steps.append(steps + (self._steps[-1] if self._steps else 0))
+                self._rows.append(rows + (self._rows[-1] if self._rows else 0))
+            index = bisect.bisect_right(ends, number)
+            return index, number - (ends[index - 1] if index else 0)
+
+    def _split(self, index: int) -> Starts:
+        """Rows that follow each other are of one step as long as they are of one kind, and it has
+        room for them."""
+        block = self.plans.block(self._block + index)
+        start = 0 if index else self._row
+        kind = kind_of(block.examples["tokens"][block.offsets[start:-1]], self.kinds)
+        borders = np.flatnonzero(np.diff(kind)) + 1
+        runs = zip((0, *borders), (*borders, len(kind)), strict=True)
+        pieces = [np.arange(a, b, self.kinds[kind[a]].rows) for a, b in runs if a < b]
+        first = np.concatenate([np.zeros(0, np.int64), *pieces])
+        held = np.array([kind.rows for kind in self.kinds])[kind[first]]
+        return Starts(start + first, kind[first], np.cumsum(held))
 
 
-def remembering(mib: int) -> Callable[..., np.ndarray]:
+def remembering(decode: Callable[..., np.ndarray], mib: int) -> Callable[..., np.ndarray]:
     """`decode`, keeping up to `mib` MiB of what it made; what was longest not asked for goes first.
 
     Of a set that fits, every epoch but the first finds each view decoded already.
     """
-    kept = LRUCache[tuple[Path, View], np.ndarray](mib << 20, getsizeof=lambda video: video.nbytes)
-    return cached(kept, key=lambda path, view, still: (path, view), lock=threading.Lock())(decode)
+    kept = LRUCache[tuple[Place, View], np.ndarray](mib << 20, getsizeof=lambda video: video.nbytes)
+    return cached(kept, key=lambda place, view, still: (place, view), lock=threading.Lock())(decode)
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """Decodes planned rows."""
+    """Decodes planned rows; `verify` says what of a file is compared with its manifest."""
 
     sources: tuple[Clips, ...]
-    capacity: Capacity
     tokenizer: Tokenizer
-    decode: Callable[..., np.ndarray] = decode
+    seed: int
+    decode: Callable[..., np.ndarray]
+    verify: str = "size"
 
-    def read(self, examples: np.ndarray, known_bad: Collection[tuple[str, int]] = ()) -> Row:
+    def read(
+        self,
+        examples: np.ndarray,
+        capacity: Capacity,
+        known_bad: Collection[tuple[str, int]] = (),
+    ) -> Row:
         """A row of (n,) `EXAMPLE`: a bad one keeps its slot, zero-filled and not valid."""
-        members, bad, paths = [], [], []
+        members, bad, places = [], [], []
         for example in examples:
             clips = self.sources[example["source"]]
             name, ordinal = clips.names[example["clip"]], int(example["ordinal"])
@@ -143,15 +197,25 @@ class Reader:
             try:
                 if (name, ordinal) in known_bad:
                     raise BadClip("known")
-                video = self._decode(clips, example)
+                video = self.video(example)
             except BadClip as error:
                 bad.append((name, ordinal, error.reason))
-                paths.append(clips.manifest.path(int(example["clip"])))
+                places.append(clips.manifest.place(int(example["clip"])))
             members.append(self._member(clips, example, video))
-        return Row(rows.pack(members, self.capacity), tuple(bad), tuple(paths), len(members))
+        return Row(rows.pack(members, capacity), tuple(bad), tuple(places), len(members))
 
-    def _decode(self, clips: Clips, example: np.void) -> np.ndarray:
-        clip = int(example["clip"])
+    def video(self, example: np.void) -> np.ndarray:
+        """(frames, height, width, numbers of a cell) of one `EXAMPLE`: uint8 pixels, or latents.
+
+        Raises: BadClip.
+        """
+        clips, clip = self.sources[example["source"]], int(example["clip"])
+        if clips.latents is not None:
+            height, width = (int(side) for side in example["size"])
+            return clips.latents.video(clip, int(example["frames"]), (height, width))
+        place = clips.manifest.place(clip)
+        hashed = self.verify == "sha256"
+        digest = clips.manifest.table["sha256"][clip].as_py() if hashed else None
         view = View(
             first=float(clips.first[clip]),
             end=float(clips.end[clip]),
@@ -162,24 +226,26 @@ class Reader:
             resized=(int(example["resized"][0]), int(example["resized"][1])),
             size=(int(example["size"][0]), int(example["size"][1])),
             bytes=int(clips.bytes[clip]),
+            sha256=digest,
         )
-        path = clips.manifest.path(clip)
-        return self.decode(path, view, still=bool(clips.still[clip]))
+        return self.decode(place, view, still=bool(clips.still[clip]))
 
     def _member(self, clips: Clips, example: np.void, video: np.ndarray | None) -> rows.Member:
         caption = int(example["caption"])
         ids = self.tokenizer.encode(clips.captions[caption]) if caption >= 0 else [0]
-        word = int(clips.id[example["clip"], 0])
+        word, visit = int(clips.id[example["clip"], 0]), int(example["visit"])
+        grid = int(example["grid"][0]), int(example["grid"][1]), int(example["grid"][2])
         return rows.Member(
             video=video,
             frames=int(example["frames"]),
-            grid=(int(example["grid"][0]), int(example["grid"][1]), int(example["grid"][2])),
+            grid=grid,
             text=ids[: example["words"]],
             id=(word >> 32, word & 0xFFFFFFFF),
-            visit=int(example["visit"]),
+            visit=visit,
             ordinal=int(example["ordinal"]),
             fps=float(example["rate"]),
             source=int(example["source"]),
+            stay=rows.staying(self.seed, word, visit, grid, int(example["tokens"])),
         )
 
 
@@ -196,27 +262,29 @@ class Served:
         return 1 << 60
 
     def __getitem__(self, index: int) -> Row:
-        step, slot = divmod(int(index), self.share.rows_per_step)
-        return self.reader.read(self._layout(step)[slot], self.known_bad)
+        # Of each step this shard has as many rows as any other.
+        step, place = self.steps.slot(int(index) * self.share.shards)
+        examples, capacity = self._layout(step)
+        return self.reader.read(examples[place // self.share.shards], capacity, self.known_bad)
 
     @cached_property
-    def _layout(self) -> Callable[[int], list[np.ndarray]]:
-        """Examples of each of this shard's rows of a step; kept for the few steps under way."""
+    def _layout(self) -> Callable[[int], tuple[list[np.ndarray], Capacity]]:
+        """(examples of each of this shard's rows, shape of a row) of a step; kept for the few steps
+        under way."""
 
         @lru_cache(maxsize=8)
-        def layout(step: int) -> list[np.ndarray]:
+        def layout(step: int) -> tuple[list[np.ndarray], Capacity]:
             examples, costs = self.steps.examples(step)
-            return [examples[place] for place in self.share.of(costs)]
+            mine = [examples[place] for place in self.share.of(costs)]
+            return mine, self.steps.locate(step).kind.capacity
 
         return layout
 
 
-def stack(read: Sequence[Row], cursor: int, share: Share) -> Batch:
+def stack(read: Sequence[Row], cursor: int, microbatches: int) -> Batch:
     """Rows -> a batch, leaves (microbatches, rows, ...)."""
     arrays = {
-        name: np.stack([row.arrays[name] for row in read]).reshape(
-            share.microbatches, -1, *leaf.shape
-        )
+        name: np.stack([row.arrays[name] for row in read]).reshape(microbatches, -1, *leaf.shape)
         for name, leaf in read[0].arrays.items()
     }
     return Batch(arrays, cursor, tuple(one for row in read for one in row.bad))
@@ -225,21 +293,32 @@ def stack(read: Sequence[Row], cursor: int, share: Share) -> Batch:
 class ErrorBudget:
     """Ends a run whose data is mostly bad, instead of letting it train on nothing."""
 
-    def __init__(self, most: float):
-        self.most = most
+    def __init__(self, share: float, number: int | None = None):
+        self.share, self.number = share, number
         self.seen = 0
         self.reasons: collections.Counter[str] = collections.Counter()
-        self.paths: dict[str, None] = {}
+        self.places: collections.Counter[tuple[Place, str]] = collections.Counter()
 
     def count(self, read: Sequence[Row]) -> None:
-        """Raises: DataError, code 3, when more than the share allowed of all so far is bad."""
+        """Raises: DataError, code 3, when more than the share or number allowed is bad."""
         self.seen += sum(row.examples for row in read)
-        self.reasons.update(reason for row in read for _, _, reason in row.bad)
-        self.paths.update({printable(str(path)): None for row in read for path in row.paths})
+        for row in read:
+            reasons = [reason for _, _, reason in row.bad]
+            self.reasons.update(reasons)
+            self.places.update(zip(row.places, reasons, strict=True))
         bad = self.reasons.total()
-        if self.seen >= LEAST_JUDGED and bad > self.most * self.seen:
-            top = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common(3))
-            raise DataError(
-                f"{bad} of {self.seen} examples cannot be used ({top}), more than max_bad "
-                f"{self.most:g} allows; look at {', '.join(list(self.paths)[:5])}."
-            )
+        if self.number is not None and bad > self.number:
+            self._stop(bad, f"max_bad_examples {self.number}")
+        if self.seen >= LEAST_JUDGED and bad > self.share * self.seen:
+            self._stop(bad, f"max_bad {self.share:g}")
+
+    def _stop(self, bad: int, rule: str) -> NoReturn:
+        top = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common(3))
+        worst = ", ".join(
+            f"{place} ({reason}, {count} times)"
+            for (place, reason), count in self.places.most_common(WORST)
+        )
+        raise DataError(
+            f"{bad} of {self.seen} examples cannot be used ({top}), more than {rule} allows; "
+            f"look at {worst}."
+        )

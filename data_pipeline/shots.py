@@ -10,15 +10,16 @@ and in parts of its own it would be both trained on and held out.
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from av.video.reformatter import Interpolation, VideoReformatter
 from scenedetect import FrameTimecode
 from scenedetect.detectors import AdaptiveDetector, ThresholdDetector
 
-from data_pipeline.decode import Limits
-from data_pipeline.probe import Found, probe_shots
+from data_pipeline.files import Limits, guarded
+from data_pipeline.places import Place
+from data_pipeline.probe import Found, look
+from data_pipeline.runner import HERE, Runner
 
 SHORTEST_S = 0.5  # a shorter shot is left out: a flash, or the pieces of a fade
 SIDE = 128  # pixels of the longer side that is looked at
@@ -55,13 +56,20 @@ class Detectors:
         self._seen += 1
 
 
-def shots(path: Path, limits: Limits | None = None) -> list[Found]:
-    """Every shot of a film, in order; one, if it is not cut.
+def shots(place: Place, *, limits: Limits | None = None, run: Runner = HERE) -> list[Found]:
+    """Every shot of a film, in order; one, if it is not cut. The film is seen where `run` says.
 
     Raises:
       BadClip: the film cannot be trained on, and why.
     """
-    return probe_shots(path, Detectors(), limits=limits)
+    limits = limits or Limits()
+    parts = guarded(place, limits, lambda file: run.ask(watch, file, limits=limits))
+    return [Found(**part) for part in parts]
+
+
+def watch(file: IO[bytes], *, limits: Limits) -> list[dict[str, Any]]:
+    """`probe.look` at all of a film; a task of `runner.Runner`."""
+    return look(file, limits=limits, still=False, cuts=Detectors())
 
 
 def is_short(shot: Found) -> bool:

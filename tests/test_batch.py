@@ -167,6 +167,26 @@ def test_unpack_inverts_packing_and_cuts_padded_time():
     np.testing.assert_array_equal(again, videos[0])
 
 
+def test_unpack_of_what_was_dropped_is_zero_and_padding_is_still_cut():
+    """One of two layers of 2 x 2 tokens, its first frame padding; two tokens stay, one in each."""
+    patch, stay = (2, 1, 1), np.array([1, 6])
+    video = np.random.default_rng(3).normal(size=(4, 2, 2, 3)).astype(np.float32)
+    tokens = np.asarray(patchify(jnp.asarray(video), patch))
+    mask = np.ones((1, 2, 6), bool)
+    mask[0, 0, :3] = False
+    a = packed([1], [(1, 1, 2)], features=6, pad=0, mask=jnp.asarray(mask), patch=patch)
+    a = a.replace(
+        x=jnp.asarray(tokens[None, stay]),
+        raster=jnp.asarray(stay[None]),
+        examples=examples([1], [(2, 2, 2)]),
+    )
+    (found,) = unpack(a)
+    assert found.shape == (3, 2, 2, 3)
+    wanted = np.zeros_like(video)
+    wanted[:2, 0, 1], wanted[2:, 1, 0] = video[:2, 0, 1], video[2:, 1, 0]
+    np.testing.assert_array_equal(found, wanted[1:])
+
+
 def test_keys_differ_between_examples():
     a = packed([1, 2, 1 + 2**31], [(1, 1, 1)] * 3)
     data = np.asarray(jax.random.key_data(a.keys(0, "noise")))[0]

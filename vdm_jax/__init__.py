@@ -6,6 +6,7 @@ diffusion/ nets/ parallel/     mathematics, networks, meshes: blind to each othe
 signals, codecs, denoiser      where mathematics meets networks
 objectives/, stage             what to minimise; what one diffusion model consists of
 train/, pipeline               state, step, loop, checkpoints; sampling from a run
+features                       a codec over all clips, beforehand
 cli/, __main__                 the command line
 """
 

@@ -11,6 +11,9 @@ VERBS = {
     "train": "train a model, or go on with a run that was stopped",
     "sample": "make videos with a trained model",
     "check": "say what a config would do, and everything wrong with it, without compiling",
+    "report": "say what the data of a config would be like: fill, balance, what is cut, a card",
+    "curate": "score the clips of a manifest by a config's chain of stages",
+    "encode": "run a config's codec over its clips beforehand: latents with a manifest",
     "digest": "a SHA-256 of a run's newest checkpoint",
     "doctor": "versions, devices and disk, and what is wrong with them",
 }

@@ -240,7 +240,8 @@ def unpatchify(
 def unpack(batch: Packed) -> list[np.ndarray]:
     """The videos (t h w c) of a packed batch, on the host, row by row in order of segment.
 
-    Dropped tokens come back as zeros; frames that only pad a patch in time are cut off.
+    Dropped tokens come back as zeros; frames that only pad a patch in time are cut off, unless no
+    token of theirs is there to say so.
     """
     rows, segments = np.nonzero(np.asarray(batch.examples.valid))
     x, segment, raster = (np.asarray(leaf) for leaf in (batch.x, batch.segment, batch.raster))
@@ -256,7 +257,7 @@ def unpack(batch: Packed) -> list[np.ndarray]:
         if mask is not None:
             cells = np.ones(tokens.shape, bool)
             cells[raster[row, inside]] = mask[row, inside]
-            kept = unpatchify(cells, grid, batch.patch).reshape(len(video), -1).any(axis=1)
+            kept = unpatchify(cells, grid, batch.patch).reshape(len(video), -1).all(axis=1)
             video = video[kept]
         videos.append(video)
     return videos

@@ -72,13 +72,19 @@ class Pipeline:
         """
         sampler = sampler or self.stage.sampler
         capacity = self._room_for(requests)
+        codec = self.stage.codec
+        weights = codec.weights()
         for group in self._groups(requests, capacity):
             arrays = self._arrays([requests[i] for row in group for i in row], group, capacity)
             latents = _generate(self.stage, sampler, self.params, arrays)
             order = [index for row in group for index in row]
             for index, video in zip(order, unpack(latents), strict=True):
-                finite = np.isfinite(video).all()
-                yield index, np.asarray(self.stage.codec.decode({}, video)) if finite else None
+                if not np.isfinite(video).all():
+                    yield index, None
+                    continue
+                shown = np.asarray(codec.decode(weights, video))
+                # What pads time lies at the front, as where latents are made.
+                yield index, shown[len(shown) - requests[index].frames :]
 
     def grid(self, request: Request) -> tuple[int, int, int]:
         """Cells (t, y, x) of a request; time is rounded up to whole patches."""
@@ -149,11 +155,13 @@ class Pipeline:
                 out["segment"][row, start:stop] = slot + 1
                 out["position"][row, start:stop] = np.indices(grid).reshape(3, -1).T
                 out["raster"][row, start:stop] = np.arange(stop - start)
-                out["mask"][row, start:stop] = _time_mask(request.frames, grid, self.stage)
+                stride = self.stage.codec.stride[0]
+                layers = -(-request.frames // stride)
+                out["mask"][row, start:stop] = _time_mask(layers, grid, self.stage)
                 out["id"][row, slot] = (request.seed >> 32, request.seed & 0xFFFFFFFF)
                 out["valid"][row, slot] = True
                 out["grid"][row, slot] = grid
-                out["fps"][row, slot] = request.fps if request.frames > 1 else 0
+                out["fps"][row, slot] = request.fps / stride if layers > 1 else 0
                 out["negated"][row, slot] = bool(request.negative)
                 for kind in texts:
                     ids = self.tokenizer.encode(getattr(request, kind))
@@ -169,10 +177,10 @@ class Pipeline:
 _TEXT_PARTS = ("ids", "segment", "position")
 
 
-def _time_mask(frames: int, grid: tuple[int, int, int], stage: Stage) -> np.ndarray:
+def _time_mask(layers: int, grid: tuple[int, int, int], stage: Stage) -> np.ndarray:
     """False on the features that pad time at the front, as the loader pads it."""
     pt = stage.patch[0]
-    padding = grid[0] * pt - frames
+    padding = grid[0] * pt - layers
     mask = np.ones((int(np.prod(grid)), pt, stage.patch_features // pt), bool)
     mask[: grid[1] * grid[2], :padding] = False
     return mask.reshape(len(mask), -1)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from data_pipeline import rows
+from data_pipeline.blocks import Capacity, Kind
 from data_pipeline.generated import render
-from data_pipeline.plan import Capacity
+from data_pipeline.layouts import edges
 from tests.benchmarks.packing import judge, mix
-from tests.benchmarks.packing.layouts import Kind, Step, arrays, edges, fill, packed, queued
+from tests.benchmarks.packing.layouts import Step, arrays, fill, packed, queued
 from tests.benchmarks.packing.pool import Pool, members_of
 
 COUNT, EPOCHS, SEED, TOKENS, WORDS = 150, 3, 7, 576, 5

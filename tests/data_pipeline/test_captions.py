@@ -93,7 +93,7 @@ def test_times_are_read_from_both_kinds(tmp_path):
         ("captions.csv", b"file,caption\n../../etc/passwd,x\n", "'../../etc/passwd'"),
         ("captions.csv", b"clip,words\na.mp4,x\n", "1 line(s) do not say both"),
         ("captions.csv", b"file,caption\na.mp4\n,x\na.mp4,  \n", "3 line(s) do not say both"),
-        ("captions.csv", b"file,caption\n" + b"x" * 200_000 + b",y\n", "is not a table"),
+        ("captions.csv", b"file,caption\n" + b"x" * 2_000_000 + b",y\n", "cannot be read (table"),
         ("captions.csv", b"", "cannot be read (empty)"),
         ("captions.csv", bytes(range(256)), "do not say both"),
         ("captions.jsonl", b"[1]\nnothing\n{}\n" + b"[" * 100_000, "4 line(s) do not say both"),
@@ -144,12 +144,12 @@ def test_the_first_origin_counts_and_all_are_counted(tmp_path, capsys):
 
 
 def test_what_to_sample_with_is_what_is_said_most(tmp_path):
-    rows = [{"captions": ["b", "b", "a"]}, {"captions": ["a"]}, {"captions": ["c"]}]
+    rows = [{"captions": ["b", "a"]}, {"captions": ["a"]}, {"captions": ["c"]}]
     rows += [{"captions": [f"once {n}"]} for n in range(20)]
-    said = prompts(rows)
+    said = prompts(manifest.table_of(rows))
     assert said[0] == "a" and len(said) == len(set(said)) == 8
-    assert prompts(rows[::-1]) == said
+    assert prompts(manifest.table_of(rows[::-1])) == said
     mp4(tmp_path / "a.mp4")
-    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    (tmp_path / "a.txt").write_text("one\ntwo\none\n")
     index(str(tmp_path), str(tmp_path / "m"))
     assert set((tmp_path / "m" / manifest.PROMPTS).read_text().splitlines()) == {"one", "two"}

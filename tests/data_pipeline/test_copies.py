@@ -14,9 +14,11 @@ from data_pipeline import copies, manifest
 from data_pipeline.__main__ import main
 from data_pipeline.copies import Copies
 from data_pipeline.errors import DataError
-from data_pipeline.index import index, look
-from data_pipeline.sources import Entry, is_still
-from tests.data_pipeline.corpus import ACCEPTED, REFUSED, film, lossless
+from data_pipeline.index import index
+from data_pipeline.places import Place
+from data_pipeline.sources.entry import is_still
+from data_pipeline.workers import InProcess, Workers
+from tests.data_pipeline.corpus import ACCEPTED, REFUSED, film, look, lossless
 from tests.data_pipeline.test_shots import LENGTHS, RATE, read_back, scenes
 
 TIMES = [40 * i + 13 * (i % 3) for i in range(30)]  # milliseconds, at no even rate
@@ -33,7 +35,7 @@ def frames(path):
 def test_a_copy_has_every_frame_at_its_time_and_is_smaller(tmp_path):
     video = film(30, 64, 96)
     lossless(tmp_path / "a.mkv", video, TIMES)
-    copies.copy(tmp_path / "a.mkv", tmp_path / "b.mp4", side=32, still=False)
+    copies.copy(Place.of(tmp_path / "a.mkv"), tmp_path / "b.mp4", side=32, still=False)
     times, small, first = frames(tmp_path / "b.mp4")
     assert np.allclose(times, np.array(TIMES) / 1000, atol=1e-3)
     assert small.shape == (30, 32, 48, 3)
@@ -53,7 +55,7 @@ def test_sizes_are_even_and_never_larger_than_the_film(size, side, small):
 
 def test_an_image_is_copied_as_png(tmp_path):
     PIL.Image.fromarray(film(1, 64, 96)[0]).save(tmp_path / "a.jpg", quality=98)
-    copies.copy(tmp_path / "a.jpg", tmp_path / "b.png", side=16, still=True)
+    copies.copy(Place.of(tmp_path / "a.jpg"), tmp_path / "b.png", side=16, still=True)
     small = np.asarray(PIL.Image.open(tmp_path / "b.png"))
     truth = film(1, 64, 96)[0].reshape(16, 4, 24, 4, 3).mean((1, 3))
     assert small.shape == (16, 24, 3) and abs(small - truth).max() < 8
@@ -63,16 +65,17 @@ def test_an_image_is_copied_as_png(tmp_path):
 def test_a_copy_is_made_once_and_anew_when_the_file_changed(tmp_path, seconds):
     """Also when an older file took its place."""
     lossless(tmp_path / "a.mkv", film(5), [0, 40, 80, 120, 160])
+    store = Copies(tmp_path / "small", 8)
 
     def made():
-        copies.copy(tmp_path / "a.mkv", tmp_path / "b.mp4", side=8, still=False)
-        return len(frames(tmp_path / "b.mp4")[0]), (tmp_path / "b.mp4").stat().st_mtime_ns
+        path = Path(str(store.make(Place.of(tmp_path / "a.mkv"), still=False)))
+        return path, len(frames(path)[0]), path.stat().st_mtime_ns
 
     first = made()
     assert made() == first
     lossless(tmp_path / "a.mkv", film(4), [0, 40, 80, 120])
-    os.utime(tmp_path / "a.mkv", ns=(0, first[1] + seconds * 10**9))
-    assert made()[0] == 4
+    os.utime(tmp_path / "a.mkv", ns=(0, first[2] + seconds * 10**9))
+    assert made()[1] == 4
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -80,7 +83,7 @@ def test_what_is_refused_is_not_copied(name, tmp_path):
     make, classes = REFUSED[name]
     make(tmp_path / name)
     store = Copies(tmp_path / "copies", 8)
-    found = look(Entry(tmp_path, name, is_still(name)), store=store)
+    found = look(tmp_path, name, store=store)
     assert found.rows == []
     assert [one["reason"] in classes for one in found.skipped] == [True]
     assert not store.folder.exists() or list(store.folder.iterdir()) == []
@@ -90,9 +93,8 @@ def test_what_is_refused_is_not_copied(name, tmp_path):
 def test_a_copy_is_measured_like_the_file(name, tmp_path):
     make, (count, height, width) = ACCEPTED[name]
     make(tmp_path / name)
-    entry = Entry(tmp_path, name, is_still(name))
-    (small,) = look(entry, store=Copies(tmp_path / "copies", 8)).rows
-    (large,) = look(entry).rows
+    (small,) = look(tmp_path, name, store=Copies(tmp_path / "copies", 8)).rows
+    (large,) = look(tmp_path, name).rows
     assert (small["height"], small["width"]) == copies.small_size(height, width, 8)
     assert small["n_frames"] == count and small["clip_id"] == large["clip_id"]
     for key in ("start_s", "end_s", "captions"):
@@ -145,11 +147,9 @@ def test_a_full_disk_is_not_the_file_s_fault(tmp_path, name, monkeypatch):
         PIL.Image.fromarray(film(1)[0]).save(tmp_path / "in" / name)
     else:
         lossless(tmp_path / "in" / name, film(3), [0, 40, 80])
-    for make in ("_image", "_film"):
-        real = getattr(copies, make)
-        monkeypatch.setattr(
-            copies, make, lambda file, to, *rest, real=real: real(file, Path("/dev/full"), *rest)
-        )
-    with pytest.raises(DataError, match="small copies") as error:
-        index(str(tmp_path / "in"), str(tmp_path / "m"), side=8)
-    assert error.value.code == 6
+    real = open
+    monkeypatch.setattr(copies, "open", lambda path, mode: real("/dev/full", mode), raising=False)
+    for decoder in (InProcess(), Workers()):
+        with pytest.raises(DataError, match="small copies") as error:
+            index(str(tmp_path / "in"), str(tmp_path / "m"), side=8, decoder=decoder)
+        assert error.value.code == 6

@@ -8,10 +8,12 @@ import PIL.Image
 import pytest
 
 from data_pipeline import decode as decoding
+from data_pipeline import files
 from data_pipeline import probe as probing
-from data_pipeline.decode import Limits, View, decode
+from data_pipeline.decode import View
 from data_pipeline.errors import BadClip
-from data_pipeline.probe import probe
+from data_pipeline.files import Limits
+from data_pipeline.places import Place
 from tests.data_pipeline.corpus import (
     CLOCKWISE,
     IDENTITY,
@@ -21,6 +23,14 @@ from tests.data_pipeline.corpus import (
     patched,
     reordered,
 )
+
+
+def decode(path, view, **how):
+    return decoding.decode(Place.of(path), view, **how)
+
+
+def probe(path, **how):
+    return probing.probe(Place.of(path), **how)
 
 
 def view(frames, stored, **more):
@@ -173,6 +183,29 @@ def test_limits_are_kept(limits, tmp_path):
         decode(path, view(6, (16, 24), rate=8.0), still=False, limits=Limits(**limits))
 
 
+def test_a_film_may_not_be_too_long(tmp_path):
+    """By its own clock, whatever a header says of its duration."""
+    lossless(tmp_path / "a.mkv", film(3), [0, 100, 4000])
+    assert probe(tmp_path / "a.mkv", still=False, limits=Limits(seconds=4)).n_frames == 3
+    with pytest.raises(BadClip, match="too_large"):
+        probe(tmp_path / "a.mkv", still=False, limits=Limits(seconds=3.9))
+
+
+def test_other_bytes_of_the_same_length_are_noticed_by_their_hash(tmp_path):
+    """Two pictures of one size; by length alone nobody could tell."""
+    for seed in (0, 1):
+        PIL.Image.fromarray(film(1, seed=seed)[0]).save(tmp_path / f"{seed}.bmp")
+    found = probe(tmp_path / "0.bmp", still=True)
+    assert found.bytes == probe(tmp_path / "1.bmp", still=True).bytes
+    asked = {"bytes": found.bytes, "sha256": found.sha256, "rate": 0.0}
+    assert np.array_equal(
+        decode(tmp_path / "0.bmp", view(1, (16, 24), **asked), still=True), film(1)
+    )
+    decode(tmp_path / "1.bmp", view(1, (16, 24), **asked | {"sha256": None}), still=True)
+    with pytest.raises(BadClip, match="changed: other bytes"):
+        decode(tmp_path / "1.bmp", view(1, (16, 24), **asked), still=True)
+
+
 def test_a_picture_is_measured_before_it_is_read(tmp_path):
     PIL.Image.new("RGB", (3000, 2000)).save(tmp_path / "a.png")
     with pytest.raises(BadClip, match="too_large"):
@@ -191,14 +224,18 @@ def test_trouble_that_passes_is_tried_again(failures, reason, tmp_path, monkeypa
         return really(name, *flags, **more)
 
     monkeypatch.setattr(os, "open", flaky)
-    monkeypatch.setattr(decoding.time, "sleep", lambda _: None)
+    monkeypatch.setattr(files.time, "sleep", lambda _: None)
     asked = view(6, (16, 24), rate=8.0)
     if reason is None:
         assert decode(path, asked, still=False).shape == (6, 16, 24, 3)
+        left[0] = failures
+        assert probe(path, still=False).n_frames == 6
         return
-    with pytest.raises(BadClip) as bad:
-        decode(path, asked, still=False)
-    assert bad.value.reason == reason
+    for attempt in (lambda: decode(path, asked, still=False), lambda: probe(path, still=False)):
+        left[0] = failures
+        with pytest.raises(BadClip) as bad:
+            attempt()
+        assert bad.value.reason == reason
 
 
 def test_no_file_stays_open(tmp_path):

@@ -12,9 +12,11 @@ import pytest
 from data_pipeline import manifest
 from data_pipeline.__main__ import main
 from data_pipeline.errors import DataError
-from data_pipeline.index import index, look
-from data_pipeline.sources import Entry, describe, is_still, walk
-from tests.data_pipeline.corpus import ACCEPTED, REFUSED, mp4
+from data_pipeline.index import index
+from data_pipeline.places import Place
+from data_pipeline.sources.entry import Entry
+from data_pipeline.sources.folder import Folder
+from tests.data_pipeline.corpus import ACCEPTED, REFUSED, UNSEEN, look, mp4
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -22,7 +24,7 @@ def test_a_bad_file_gets_a_class(name, tmp_path):
     make, classes = REFUSED[name]
     make(tmp_path / name)
     for cut in (False, True):
-        found = look(Entry(tmp_path, name, is_still(name)), cut=cut)
+        found = look(tmp_path, name, cut=cut)
         assert found.rows == []
         assert [one["reason"] in classes for one in found.skipped] == [True]
 
@@ -36,7 +38,7 @@ def test_a_film_cut_between_packets_is_noticed(tmp_path):
     for end in sorted(ends)[:-1]:
         (tmp_path / "a.mp4").write_bytes(whole[:end])
         for cut in (False, True):
-            found = look(Entry(tmp_path, "a.mp4", False), cut=cut)
+            found = look(tmp_path, "a.mp4", cut=cut)
             assert found.rows == [] and found.skipped[0]["reason"] in ("truncated", "corrupt")
 
 
@@ -44,11 +46,11 @@ def test_a_film_cut_between_packets_is_noticed(tmp_path):
 def test_a_strange_but_whole_file_is_measured(name, tmp_path):
     make, size = ACCEPTED[name]
     make(tmp_path / name)
-    (found,) = look(Entry(tmp_path, name, is_still(name))).rows
+    (found,) = look(tmp_path, name).rows
     assert (found["n_frames"], found["height"], found["width"]) == size
     assert (found["fps_num"] == 0) == (size[0] == 1)
     # A film that is not cut is measured alike when it is looked at for cuts.
-    assert look(Entry(tmp_path, name, is_still(name)), cut=True).rows == [found]
+    assert look(tmp_path, name, cut=True).rows == [found]
 
 
 def test_a_folder_of_everything_is_indexed_and_counted(tmp_path, capsys):
@@ -56,6 +58,8 @@ def test_a_folder_of_everything_is_indexed_and_counted(tmp_path, capsys):
     clips.mkdir()
     everything = REFUSED | ACCEPTED
     for name, (make, _) in everything.items():
+        make(clips / name)
+    for name, make in UNSEEN.items():
         make(clips / name)
     os.rename(mp4(clips / "n.mp4"), os.fsencode(clips) + b"/\xff\xfe.mp4")  # no UTF-8
     assert main(["index", str(clips), "--out", str(out), "--json"]) == 0
@@ -88,16 +92,22 @@ def test_the_digest_depends_on_the_files_alone(tmp_path, monkeypatch):
     assert manifest.read(tables[0]).table["uri"] == manifest.read(tables[1]).table["uri"]
     tokenizers = [table.with_name(manifest.TOKENIZER).read_bytes() for table in tables]
     assert tokenizers[0] == tokenizers[1]
-    assert manifest.read(tmp_path / "deeper" / "two").path(0).is_file()
+    assert "/clips/" in str(manifest.read(tmp_path / "deeper" / "two").place(0))
     mp4(clips / "a.mp4", seed=9)
     assert index(str(clips), str(tmp_path / "three"))["digest"] != first
+
+
+def said_of(folder, name):
+    place = Place(str(folder), name)
+    said = Folder(str(folder)).said(Entry(place=place, name=name), 0, 1)
+    return list(said.captions), said.label
 
 
 def caption_of(folder, **beside):
     folder.mkdir()
     for suffix, text in beside.items():
         (folder / f"clip.{suffix}").write_text(text)
-    return describe(Entry(folder, "clip.mp4", False))[:2]
+    return said_of(folder, "clip.mp4")
 
 
 def test_captions_lie_beside_their_file(tmp_path):
@@ -111,14 +121,14 @@ def test_captions_lie_beside_their_file(tmp_path):
     assert caption_of(tmp_path / "e", json="[" * 100_000)[0] == ["e"]
     assert caption_of(tmp_path / "f", txt="") == ([], "")
     os.mkfifo(tmp_path / "f" / "pipe.txt")
-    assert describe(Entry(tmp_path / "f", "pipe.mp4", False))[0] == ["f"]
+    assert said_of(tmp_path / "f", "pipe.mp4")[0] == ["f"]
 
 
 def test_links_to_folders_are_not_followed(tmp_path):
     (tmp_path / "in").mkdir()
     mp4(tmp_path / "in" / "a.mp4")
     (tmp_path / "in" / "again").symlink_to(tmp_path / "in")
-    assert [entry.uri for entry in walk(tmp_path / "in")[0]] == ["a.mp4"]
+    assert [entry.name for entry in Folder(str(tmp_path / "in")).entries()] == ["a.mp4"]
 
 
 @pytest.mark.parametrize(
@@ -133,8 +143,9 @@ def test_links_to_folders_are_not_followed(tmp_path):
     ],
 )
 def test_a_strangers_table_is_judged(rows, said, tmp_path):
-    whole = {"n_frames": 1, "height": 8, "width": 8, "fps_num": 0, "fps_den": 1}
-    manifest.write(tmp_path / "m", [whole | row for row in rows], tmp_path)
+    whole = {"still": True, "n_frames": 1, "height": 8, "width": 8, "fps_num": 0, "fps_den": 1}
+    table = manifest.table_of([whole | row for row in rows])
+    manifest.write(tmp_path / "m", table, tmp_path)
     with pytest.raises(DataError, match=said):
         manifest.read(tmp_path / "m")
 
@@ -172,3 +183,17 @@ def test_the_command_as_a_process(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     assert "'-3' must be a whole number of at least 1" in done.stderr
+
+
+def test_weights_of_captions_are_kept(tmp_path):
+    for name in ("a.mp4", "b.mp4"):
+        mp4(tmp_path / name)
+    lines = [
+        {"file": "a.mp4", "captions": ["short", "long"], "weights": [1, 3]},
+        {"file": "b.mp4", "captions": ["one", "two"]},
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    index(str(tmp_path / "t.jsonl"), str(tmp_path / "m"))
+    table = manifest.read(tmp_path / "m").table
+    assert table["captions"].to_pylist() == [["short", "long"], ["one", "two"]]
+    assert table["caption_weights"].to_pylist() == [[1.0, 3.0], None]

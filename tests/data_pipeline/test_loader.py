@@ -12,14 +12,20 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipeline import rows, serve
+from data_pipeline import loaders, rows, serve
+from data_pipeline.clips import LogFrames, LogRate, LogSeconds, Strides
 from data_pipeline.collection import split
 from data_pipeline.decode import decode
+from data_pipeline.dropping import Beta, ByLength, Constant, Scheduled
 from data_pipeline.errors import DataError
+from data_pipeline.files import Limits
 from data_pipeline.index import index
+from data_pipeline.layouts import Buckets
 from data_pipeline.loaders import PackedVideo, Source
+from data_pipeline.mixture import ByTokens
 from data_pipeline.serve import Reader
-from data_pipeline.sizes import Area, Native
+from data_pipeline.sizes import Area, Native, NormalSide, Side
+from data_pipeline.workers import InProcess, Workers
 from tests.data_pipeline.corpus import film, lossless, mp4
 
 
@@ -60,6 +66,10 @@ def first(data, count=1, **how):
         ({"holdout": -0.1}, ("holdout", "-0.1")),
         ({"holdout": 0.999999}, ("holdout", "no clip")),
         ({"max_bad": float("inf")}, ("max_bad", "inf")),
+        ({"max_bad_examples": -1}, ("max_bad_examples", "-1")),
+        ({"verify": "md5"}, ("verify", "md5", "size, sha256")),
+        ({"decoder": Workers(seconds=-1.0)}, ("decoder.seconds", "-1.0")),
+        ({"decoder": InProcess(limits=Limits(pixels=0))}, ("limits.pixels", "0")),
         ({"patch": (2, 4)}, ("patch", "(2, 4)")),
         ({"patch": (2, 4, 0)}, ("patch",)),
         ({"patch": (2, 64, 4)}, ("patch", "height", "20")),
@@ -67,6 +77,23 @@ def first(data, count=1, **how):
         ({"size": Area(low=0, high=5)}, ("area", "0")),
         ({"size": Area(low=9, high=5)}, ("9", "5")),
         ({"size": Area(low=9, high=float("inf"))}, ("inf",)),
+        ({"size": Side(low=-1, high=5)}, ("side", "-1")),
+        ({"size": NormalSide(low=5, high=5)}, ("NormalSide", "5")),
+        ({"size": NormalSide(low=5, high=9, std=0)}, ("std 0",)),
+        ({"fps": LogRate(low=3, high=2)}, ("fps", "3", "2")),
+        ({"fps": Strides(choices=(1, 0))}, ("strides", "(1, 0)")),
+        ({"duration": LogSeconds(low=0, high=2)}, ("duration", "seconds")),
+        ({"duration": LogFrames(low=2, high=1.5)}, ("duration", "1.5")),
+        ({"dropping": Constant(share=1.0)}, ("share", "1.0")),
+        ({"dropping": Beta(mean=0.9)}, ("mean 0.9", "most 0.8")),
+        ({"dropping": ByLength(low=0, high=0.5, shortest=9, longest=9)}, ("9", "shortest")),
+        (
+            {"dropping": Scheduled(law=Constant(share=0.5), middle=-1, width=1)},
+            ("-1", "middle"),
+        ),
+        ({"pairs": 0.0}, ("pairs", "0.0")),
+        ({"pairs": 1e-9}, ("pairs", "single token")),
+        ({"layout": Buckets(count=0)}, ("count", "0")),
         ({"sources": ()}, ("sources",)),
         ({"sources": (Source(manifest="/nowhere"),)}, ("/nowhere", "index")),
     ],
@@ -98,15 +125,19 @@ def test_a_mistake_in_the_call_is_said(shapes, how):
 def test_the_fingerprint_survives_json_and_sees_every_change(shapes, tmp_path):
     data = loader(shapes, holdout=0.1)
     assert json.loads(json.dumps(data.fingerprint())) == data.fingerprint()
+    dropping = Scheduled(law=Beta(mean=0.3), middle=9, width=9)
     for name, value in {
-        "patch": (1, 4, 4), "tokens": 300, "text_tokens": 70, "segments": 9, "seed": 1,
-        "size": Area(low=100, high=200), "fps": 5.0, "holdout": 0.2, "block": 33,
+        "patch": (1, 4, 4), "tokens": 300, "text_tokens": 70, "segments": 9, "pairs": 0.5,
+        "seed": 1, "size": Area(low=100, high=200), "fps": 5.0,
+        "duration": LogFrames(low=1, high=2), "dropping": dropping,
+        "layout": Buckets(count=2), "mix": ByTokens(), "holdout": 0.2, "block": 33,
+        "sources": (Source(manifest=str(shapes), where="n_frames > 1"),),
     }.items():  # fmt: skip
         other = dataclasses.replace(data, **{name: value})
         assert other.fingerprint() != data.fingerprint(), name
     same = {
         "threads": 1, "prefetch_mib": 9, "memory_mib": 3, "cache": str(tmp_path), "max_bad": 0.1,
-        "rows": 8,
+        "rows": 8, "max_bad_examples": 3, "verify": "sha256", "decoder": InProcess(),
     }  # fmt: skip
     assert dataclasses.replace(data, **same).fingerprint() == data.fingerprint()
 
@@ -117,11 +148,11 @@ def test_a_set_that_fits_in_memory_is_decoded_once(shapes, monkeypatch):
     def read(memory_mib):
         decoded = []  # a list for each loader: one that was closed may still be at work
 
-        def counted(path, view, *, still):
+        def counted(path, view, *, still, limits, run):
             decoded.append(path)
-            return decode(path, view, still=still)
+            return decode(path, view, still=still, limits=limits, run=run)
 
-        monkeypatch.setattr(serve, "decode", counted)
+        monkeypatch.setattr(loaders, "decode", counted)
         return first(loader(shapes, threads=1, memory_mib=memory_mib), 12), decoded
 
     forgetful, often = read(0)
@@ -151,9 +182,7 @@ def test_memory_is_bounded_in_bytes():
         made.append(path)
         return np.zeros((1, 512, 512, 3), np.uint8)  # three quarters of a MiB
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "decode", one)
-        recall = serve.remembering(2)
+    recall = serve.remembering(one, 2)
     for name in ("a", "b", "b", "c", "c", "b", "a"):
         recall(Path(name), None, still=False)
     assert [str(path) for path in made] == ["a", "b", "c", "a"]
@@ -208,11 +237,11 @@ def test_the_report_says_what_the_batches_will_be(shapes):
     still = np.concatenate([b.arrays["fps"][b.arrays["valid"]] for b in batches]) == 0
     assert said["images"] == pytest.approx(still.mean())
     assert said["empty_rows"] == pytest.approx((valid.sum(axis=1) == 0).mean())
-    assert 1 <= said["straggler"] <= said["straggler_unbalanced"]
-    assert said["changed"] == {"trimmed": 0, "shrunk": 0, "dropped": 0, "text_cut": 0}
+    assert 1 <= said["straggler_ratio"] <= said["straggler_unbalanced"]
+    assert said["drops"] == {"trimmed": 0, "shrunk": 0, "dropped": 0, "text_cut": 0}
     json.dumps(said)
     tight = loader(shapes, tokens=48, text_tokens=4).report(steps=6)
-    assert tight["changed"]["trimmed"] > 0 and tight["changed"]["text_cut"] > 0
+    assert tight["drops"]["trimmed"] > 0 and tight["drops"]["text_cut"] > 0
 
 
 def test_pixels_arrive_as_they_are_in_the_files(tmp_path):

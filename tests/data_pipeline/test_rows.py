@@ -5,7 +5,7 @@ import pytest
 from einops import rearrange
 
 from data_pipeline import rows
-from data_pipeline.plan import Capacity
+from data_pipeline.blocks import Capacity
 from data_pipeline.rows import Member
 
 
@@ -79,6 +79,44 @@ def test_positions_count_the_grid():
     assert packed["segment"].tolist() == [1] + [2] * 12 + [0] * 7
     assert packed["text_segment"].tolist() == [1, 1, 2, 2, 0, 0, 0, 0, 0]
     assert packed["text_position"].tolist() == [0, 1, 0, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("pt", [1, 2])
+def test_tokens_that_stay_keep_their_place(pt):
+    """Against the same members whole: what is there is there at the same position."""
+    patch = (pt, 2, 2)
+    capacity = Capacity(patch=patch, tokens=200, text_tokens=30, segments=4)
+    whole = [member(3 * pt - (pt > 1), (3, 2 + i, 5), patch, seed=i) for i in range(3)]
+    some = [
+        Member(**vars(one) | {"stay": rows.staying(0, i, 0, one.grid, 7 + i)})
+        for i, one in enumerate(whole)
+    ]
+    full, thin = rows.pack(whole, capacity), rows.pack(some, capacity)
+    assert thin["grid"].tolist() == full["grid"].tolist()
+    assert [(thin["segment"] == slot + 1).sum() for slot in range(3)] == [7, 8, 9]
+    for slot in range(3):
+        mine, its = thin["segment"] == slot + 1, full["segment"] == slot + 1
+        raster = thin["raster"][mine]
+        assert (np.diff(raster) > 0).all()
+        for name in {"patches", "position", "raster", "cells"} & set(full):
+            assert np.array_equal(thin[name][mine], full[name][its][raster]), name
+    for one, video in zip(whole, rows.unpack(thin, patch), strict=True):
+        assert video.shape == one.video.shape
+        shown = video > 0  # the pixels of this test are never 0
+        assert 0 < shown.sum() < shown.size and np.array_equal(video[shown], one.video[shown])
+
+
+def test_which_tokens_stay_is_the_examples_own():
+    grid, count = (3, 4, 5), 600
+    drawn = np.stack([rows.staying(1, identity, 0, grid, 20) for identity in range(count)])
+    assert (np.diff(drawn, axis=1) > 0).all() and drawn.min() == 0 and drawn.max() == 59
+    often = np.bincount(drawn.reshape(-1), minlength=60)  # each stays with probability 1/3
+    assert abs(often - count / 3).max() < 5 * (count * 2 / 9) ** 0.5
+    again = rows.staying(1, 7, 0, grid, 20)
+    assert np.array_equal(again, drawn[7])
+    for other in ((2, 7, 0), (1, 8, 0), (1, 7, 1)):
+        assert not np.array_equal(rows.staying(*other, grid, 20), again)
+    assert rows.staying(1, 7, 0, grid, 60) is None
 
 
 @pytest.mark.parametrize("limit", [{"tokens": 15}, {"text_tokens": 4}, {"segments": 1}])

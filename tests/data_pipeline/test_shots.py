@@ -8,13 +8,12 @@ import pytest
 
 from data_pipeline import manifest, shots
 from data_pipeline.__main__ import main
-from data_pipeline.collection import gather
 from data_pipeline.decode import View, decode
 from data_pipeline.errors import BadClip
 from data_pipeline.index import index
 from data_pipeline.loaders import PackedVideo, Source
+from data_pipeline.places import Place
 from data_pipeline.sizes import Native
-from data_pipeline.text import Tokenizer
 from tests.data_pipeline.corpus import lossless, reordered
 
 RATE = 24
@@ -46,7 +45,7 @@ def film(tmp_path_factory):
 
 def test_every_cut_is_found_and_counted_by_time(film):
     folder, _, starts = film
-    found = shots.shots(folder / "film.mkv")
+    found = shots.shots(Place.of(folder / "film.mkv"))
     assert [shot.n_frames for shot in found] == list(LENGTHS)
     for shot, start, after in zip(found, starts[:-1], starts[1:], strict=True):
         assert abs(shot.start_s - start / RATE) < 1e-3
@@ -61,11 +60,11 @@ def read_back(clips, **law):
         sources=(Source(manifest=str(clips)),), patch=(1, 8, 8), tokens=24 * 41, text_tokens=32,
         segments=4, rows=4, seed=0, size=Native(), block=64, **law,
     )  # fmt: skip
-    names = gather(manifest.read(clips), Tokenizer(manifest.read(clips).tokenizer)).names
     reader, block = data._reader, data._plans.block(0)
+    names = reader.sources[0].names
     for example in block.examples:
-        assert reader.read(example[None]).bad == ()
-        yield names[example["clip"]], reader._decode(reader.sources[0], example), example
+        assert reader.read(example[None], data.capacity).bad == ()
+        yield names[example["clip"]], reader.video(example), example
 
 
 @pytest.mark.parametrize("fps", [None, 8.0])
@@ -90,7 +89,7 @@ def test_a_film_stored_out_of_order_is_read_back_exactly(tmp_path):
     path = reordered(tmp_path / "in" / "a.mp4", scenes(), "libx264", g="50", crf="1")
     starts = np.cumsum((0, *LENGTHS))
     whole = View(rate=RATE, frames=int(starts[-1]), stored=SIZE, resized=SIZE, size=SIZE)
-    truth = decode(path, whole, still=False)
+    truth = decode(Place.of(path), whole, still=False)
     index(str(tmp_path / "in"), str(tmp_path / "m"), cut=True)
     for name, got, _ in itertools.islice(read_back(tmp_path / "m"), 12):
         scene = int(name.removeprefix("a.mp4#"))
@@ -118,7 +117,7 @@ def test_a_fade_through_black_is_a_cut(tmp_path):
     grey = np.broadcast_to(200 * level[:, None, None, None], (len(level), *SIZE, 3))
     video = grey.astype(np.uint8)
     lossless(tmp_path / "a.mkv", video, [round(1000 * t / RATE) for t in range(len(video))])
-    first, second = shots.shots(tmp_path / "a.mkv")
+    first, second = shots.shots(Place.of(tmp_path / "a.mkv"))
     assert 38 <= first.n_frames <= 48 and first.n_frames + second.n_frames == 86
 
 
@@ -142,7 +141,7 @@ def test_a_film_that_breaks_off_is_refused_as_a_whole(film, tmp_path):
         broken[place] ^= 0xFF
     (tmp_path / "a.mkv").write_bytes(bytes(broken))
     with pytest.raises(BadClip):
-        shots.shots(tmp_path / "a.mkv")
+        shots.shots(Place.of(tmp_path / "a.mkv"))
 
 
 def test_large_pictures_are_looked_at_small(tmp_path, monkeypatch):
@@ -152,5 +151,5 @@ def test_large_pictures_are_looked_at_small(tmp_path, monkeypatch):
     lengths = []
     for side in (shots.SIDE, 64, 400):
         monkeypatch.setattr(shots, "SIDE", side)
-        lengths.append([shot.n_frames for shot in shots.shots(tmp_path / "a.mkv")])
+        lengths.append([shot.n_frames for shot in shots.shots(Place.of(tmp_path / "a.mkv"))])
     assert lengths == [list(LENGTHS)] * 3

@@ -1,7 +1,10 @@
 """Captions and their numbers."""
 
+import random
+
 import pytest
 from tokenizers import Tokenizer as Reference
+from tokenizers.processors import TemplateProcessing
 
 from data_pipeline.errors import DataError
 from data_pipeline.text import NULL, Tokenizer, clean, train
@@ -26,6 +29,26 @@ def test_the_null_token_cannot_be_written(tokenizer):
     assert tokenizer.encode("") == tokenizer.encode(" \n\0") == [0]
     assert 0 not in tokenizer.encode(f"a {NULL} b")
     assert tokenizer.lengths(["", "a red circle"]) == [1, len(tokenizer.encode("a red circle"))]
+
+
+def test_lengths_are_those_of_encoding(tokenizer):
+    """Words are counted one by one; spaces, apostrophes and accents are where that could differ."""
+    rng = random.Random(0)
+    words = ["a", "it's", "7up", "3,000", "km/h", "naïve", "日本語", "😀", "<null>", "'t", "__x__"]
+    parts = [*words, " ", " ", "\t", "'", "é", "\u0301"]
+    captions = ["".join(rng.choices(parts, k=rng.randrange(30))) for _ in range(400)]
+    assert tokenizer.lengths(captions) == [len(tokenizer.encode(text)) for text in captions]
+
+
+def test_lengths_of_a_tokenizer_that_adds_to_every_caption(tokenizer, tmp_path):
+    """A foreign one may begin and end each caption: it is asked for whole captions."""
+    other = Reference.from_file(tokenizer.path)
+    other.post_processor = TemplateProcessing(
+        single="<null> $A <null>", special_tokens=[("<null>", 0)]
+    )
+    other.save(str(tmp_path / "other.json"))
+    found = Tokenizer(tmp_path / "other.json").lengths(["a red circle", "a red circle moving"])
+    assert found == [n + 2 for n in tokenizer.lengths(["a red circle", "a red circle moving"])]
 
 
 def test_common_words_are_short(tokenizer):

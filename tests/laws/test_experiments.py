@@ -15,7 +15,7 @@ from vdm_jax.train.program import initialise, parameter_count
 FILES = sorted(
     path.stem
     for path in (Path(__file__).parents[2] / "experiments").glob("*.py")
-    if path.stem not in ("__init__", "base")
+    if path.stem not in ("__init__", "base", "curation")  # which trains nothing
 )
 # Parameters of the full size. None is published for these: the sizes are ours or assumed, and the
 # numbers only tell when a change of the code changes the model. Change them if that was meant.

@@ -30,6 +30,22 @@ def test_steps_and_learning_rate_may_change_and_are_named():
     assert changed == {"steps": (10, 20), "optimizer.rules[0][1].learning_rate": (1e-3, 5e-4)}
 
 
+DECODING = (
+    '{"decoder": {"seconds": 1, "limits": {"pixels": 1}}, "max_bad_examples": 1, "verify": "size"}'
+)
+
+
+@pytest.mark.parametrize(
+    "path", ["decoder.seconds", "decoder.limits.pixels", "max_bad_examples", "verify"]
+)
+def test_how_files_are_decoded_may_change(path):
+    old, new = wrapped(), wrapped()
+    old.data, new.data = from_json(DECODING), from_json(DECODING)
+    with new.ignore_type():
+        new.update_from_flattened_dict({f"data.{path}": 2})
+    assert list(lineage.check_resume(old, new, "runs/a")) == [f"data.{path}"]
+
+
 @pytest.mark.parametrize("field", ["seed", "stage__denoiser__width"])
 def test_other_changes_are_refused_by_name(field):
     with pytest.raises(UserError, match=rf"{field.replace('__', '.')}.*--init=runs/a"):

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 
 from vdm_jax.cli import configs
 
+LENGTHY = ("layouts", "histograms", "by_step")  # `vdm report` shows these
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -58,11 +60,11 @@ def examine(config: ConfigDict) -> dict[str, Any]:
     return found | {
         "parameters": parameter_count(state.params),
         "tokens_per_step": run.data.rows * run.data.tokens,
-        "useful_tokens_per_step": report["fill"] * run.data.rows * run.data.tokens,
+        "useful_tokens_per_step": report["tokens_per_step"],
         "memory_bytes": shard_bytes(state) + shard_bytes(state.params) + rows,
         "fill": report["fill"],
         "devices": jax.device_count(),
-        "data": report,
+        "data": {name: value for name, value in report.items() if name not in LENGTHY},
     }
 
 

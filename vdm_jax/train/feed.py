@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
+from jaxtyping import Array
 
 from vdm_jax.batch import Examples, Packed
 from vdm_jax.codecs import Codec
@@ -25,24 +27,45 @@ def to_device(arrays: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding)
 
 
 def to_carrier(
-    arrays: Mapping[str, Any], codec: Codec, patch: tuple[int, int, int]
+    arrays: Mapping[str, Any],
+    codec: Codec,
+    patch: tuple[int, int, int],
+    seed: int | None = None,
 ) -> tuple[Packed, dict[str, Any]]:
     """One microbatch -> the packed batch and the raw values of its conditions. Runs inside jit.
 
-    The codec here has no weights: packed rows hold pixels, or latents encoded beforehand.
+    A codec that is run here has no weights: packed rows hold pixels, or latents made beforehand.
+
+    Args:
+      seed: of the draw from the latents' posterior, by example; None takes the mean.
     """
-    segment = arrays["segment"]
-    x = codec.encode({}, arrays["patches"])
+    segment, mask, logvar = arrays["segment"], arrays.get("cells"), None
+    if "moments" in arrays:
+        x, logvar = _halves(arrays["moments"].astype(jnp.float32), codec.channels)
+        mask = None if mask is None else _halves(mask, codec.channels)[0]
+    elif "latent" in arrays:
+        x = arrays["latent"].astype(jnp.float32)
+    else:
+        x = codec.encode({}, arrays["patches"])
     batch = Packed(
         x=jnp.where(segment[..., None] > 0, x, 0),
         segment=segment,
         position=arrays["position"],
         raster=arrays["raster"],
         examples=Examples(**{field: arrays[field] for field in EXAMPLE_FIELDS}),
-        mask=arrays.get("cells"),
+        mask=mask,
         patch=patch,
     )
+    if logvar is not None and seed is not None:
+        noise = batch.white(batch.keys(seed, "posterior"))
+        batch = batch.replace(x=batch.x + jnp.exp(logvar / 2) * noise)
     text = Text(
         ids=arrays["text"], segment=arrays["text_segment"], position=arrays["text_position"]
     )
     return batch, {"text": text, "fps": arrays["fps"]}
+
+
+def _halves(patches: Array, channels: int) -> tuple[Array, Array]:
+    """(b n, cells of a patch x 2 channels) -> the first channels of each cell, and the second."""
+    first, second = rearrange(patches, "b n (cell two c) -> two b n (cell c)", two=2, c=channels)
+    return first, second

@@ -26,7 +26,8 @@ FREE = (
     r"^(keep|prompts|skip_limit|credit|mesh|rules)\b",
     r"^stage\.sampler\.",
     r"^stage\.denoiser\.backbone\.(remat|attention)\b",
-    r"^data\.(threads|prefetch_mib|memory_mib|cache|max_bad)$",
+    r"^data\.(threads|prefetch_mib|memory_mib|cache|max_bad|max_bad_examples|verify)$",
+    r"^data\.decoder\b",
     r"^data\.sources\[\d+\]\.manifest$",  # may move; its digest is compared instead
     r"^knobs\.",
 )

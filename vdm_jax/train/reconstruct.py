@@ -54,8 +54,9 @@ def reconstruct(
         return batch, x_t, found.x0
 
     def videos(batch, x) -> list[np.ndarray]:
-        decode = run.stage.codec.decode
-        return [np.asarray(decode({}, video)) for video in unpack(batch.replace(x=x))]
+        codec = run.stage.codec
+        weights = codec.weights()
+        return [np.asarray(codec.decode(weights, video)) for video in unpack(batch.replace(x=x))]
 
     looks = [look(params, first, t) for t in times]
     batch = looks[0][0]

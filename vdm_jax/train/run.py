@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import rows
+from data_pipeline.blocks import PIXELS
+from data_pipeline.latents import AGAIN
 from data_pipeline.loaders import PackedVideo
 from vdm_jax.config import UserError
+from vdm_jax.features import encoder_hash
 from vdm_jax.objectives.denoise import Objective
 from vdm_jax.parallel.mesh import sizes_of
 from vdm_jax.stage import Stage
@@ -80,8 +83,14 @@ class Run:
                 f"data.tokens is {self.data.tokens}, which mesh axis seq of {seq} devices does not "
                 f"divide; take a multiple of {seq}."
             )
+        elif seq > 1 and not found and any(k.capacity.tokens % seq for k in self.data.kinds):
+            found.append(
+                f"data.layout has rows that mesh axis seq of {seq} devices does not divide; set "
+                f"its multiple to {seq}."
+            )
         if tuple(self.data.patch) != tuple(self.stage.patch):
             found.append(f"data.patch is {self.data.patch}, stage.patch is {self.stage.patch}.")
+        found += self._codec_problems() if not found else []
         found += self._vocabulary_problems() if not found else []
         found += [
             f"ema rate {rate} must be between 0 and 1." for rate in self.ema if not 0 <= rate < 1
@@ -96,6 +105,26 @@ class Run:
             size = (prompt.frames, prompt.height, prompt.width)
             found += [f"prompts[{index}]: {line}" for line in size_problems(self.stage, size)]
         return found
+
+    def _codec_problems(self) -> list[str]:
+        """Whether the data are what the stage's codec makes, or pixels that it can be run on."""
+        codec, latents = self.stage.codec, self.data.latents
+        if latents is None:
+            if tuple(codec.stride) == (1, 1, 1) and codec.channels == PIXELS.numbers:
+                return []
+            return [
+                f"stage.codec has a stride of {codec.stride} and {codec.channels} channels, but "
+                f"the data are pixels; encode them first: {AGAIN}"
+            ]
+        where = f"the latents in '{latents.manifest.folder}'"
+        if latents.channels != codec.channels:
+            return [f"{where} have {latents.channels} channels, stage.codec has {codec.channels}."]
+        if latents.key.encoder != encoder_hash(codec):
+            return [
+                f"{where} are stale: they were made by another encoder than stage.codec; make them "
+                f"anew: {AGAIN}"
+            ]
+        return []
 
     def _vocabulary_problems(self) -> list[str]:
         size = self.data.tokenizer.size

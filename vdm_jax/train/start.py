@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import platform
 import re
-import shutil
 import time
 from collections.abc import Mapping
 from importlib import metadata
@@ -173,7 +172,7 @@ class Start:
     def _write_config(self, config: ConfigDict, run: Run) -> None:
         if jax.process_index() == 0:
             (self.folder / "config.json").write_text(to_json(config))
-            shutil.copyfile(run.data.tokenizer_path, self.folder / "tokenizer.json")
+            (self.folder / "tokenizer.json").write_bytes(run.data.tokenizer.content)
 
     def _announce(self, run: Run, restored: int, count: int, changed: Changes) -> None:
         where = f"{jax.device_count()} {jax.default_backend()} device(s)"

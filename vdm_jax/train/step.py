@@ -27,7 +27,7 @@ def make_step(
     """
 
     def loss(params, arrays):
-        batch, raw = to_carrier(arrays, stage.codec, stage.patch)
+        batch, raw = to_carrier(arrays, stage.codec, stage.patch, seed)
         total, weight, metrics = objective(stage, params, batch, raw, seed)
         return total, (weight, metrics)
 

@@ -40,11 +40,11 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from data_pipeline.blocks import Capacity, Kind
+from data_pipeline.layouts import edges as bucket_edges
 from data_pipeline.loaders import PackedVideo, Source
-from data_pipeline.plan import Capacity
 from data_pipeline.sizes import Area, Native
-from tests.benchmarks.packing import judge, layouts, mix, tables
-from tests.benchmarks.packing.layouts import Kind
+from tests.benchmarks.packing import judge, mix, tables
 from tests.benchmarks.packing.pool import Pool, collect
 from tests.benchmarks.packing.race import PACKED, Arm, Held, Runner, race, warm
 from tests.benchmarks.packing.recipe import HEADS, LEARNING_RATE, VALIDATION_ROWS, make_run
@@ -115,7 +115,7 @@ def make_arms(
     arms = [Arm(PACKED, (first,)), Arm("padded", fitted([int(lengths.max())]))]
     for count in buckets:
         name = f"{count} buckets"
-        arms.append(Arm(name, fitted(layouts.edges(lengths, count))))
+        arms.append(Arm(name, fitted(bucket_edges(lengths, count))))
     return arms
 
 
@@ -198,7 +198,7 @@ def summary(races: list[list[Runner]]) -> dict[str, Any]:
 
 
 def _bucket_fill(lengths: np.ndarray, count: int) -> float:
-    edges = np.array(layouts.edges(lengths, count))
+    edges = np.array(bucket_edges(lengths, count))
     return float(lengths.sum() / edges[np.searchsorted(edges, lengths)].sum())
 
 

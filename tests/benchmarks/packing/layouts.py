@@ -11,27 +11,15 @@ dropped, and in the long run every example is seen equally often.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from data_pipeline import rows
-from data_pipeline.plan import Capacity, lay_out
+from data_pipeline.blocks import Kind
+from data_pipeline.layouts import Packed
 from tests.benchmarks.packing.pool import Pool
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """The shape of a step: what is compiled."""
-
-    capacity: Capacity
-    rows: int
-
-    @property
-    def slots(self) -> int:
-        return self.rows * self.capacity.tokens
 
 
 class Step(NamedTuple):
@@ -48,7 +36,7 @@ class Step(NamedTuple):
 def packed(epochs: Iterable[np.ndarray], kind: Kind, seed: int) -> Iterator[Step]:
     """Each epoch is a block of its own; the last step of one may have empty rows."""
     for k, examples in enumerate(epochs):
-        block = lay_out(examples, kind.capacity, seed, k)
+        block = Packed().lay_out(examples, (kind,), seed, k)
         for first in range(0, len(block), kind.rows):
             last = min(first + kind.rows, len(block))
             yield Step(0, [block.row(row) for row in range(first, last)])
@@ -67,33 +55,6 @@ def queued(epochs: Iterable[np.ndarray], kinds: Sequence[Kind]) -> Iterator[Step
             if len(queues[kind]) == kinds[kind].rows:
                 yield Step(int(kind), queues[kind])
                 queues[kind] = []
-
-
-def edges(lengths: np.ndarray, count: int) -> list[int]:
-    """At most `count` bucket lengths, such that padding all examples costs the least tokens.
-
-    Exact, by dynamic programming over the distinct lengths: no other choice has a better fill.
-    """
-    distinct, times = np.unique(lengths, return_counts=True)
-    before = np.concatenate([[0], np.cumsum(times)])
-    number = len(distinct)
-    # cost[i, j]: examples of the distinct lengths i .. j - 1, all as long as the last of them
-    cost = np.full((number + 1, number + 1), np.inf)
-    for j in range(1, number + 1):
-        cost[:j, j] = (before[j] - before[:j]) * distinct[j - 1]
-    best = np.full(number + 1, np.inf)
-    best[0] = 0
-    cuts = []
-    for _ in range(min(count, number)):
-        total = best[:, None] + cost
-        cuts.append(total.argmin(axis=0))
-        best = total.min(axis=0)
-    found, end = [], number
-    for cut in reversed(cuts):
-        if end:
-            found.append(int(distinct[end - 1]))
-            end = int(cut[end])
-    return found[::-1]
 
 
 def fill(steps: Sequence[Step], kinds: Sequence[Kind]) -> float:

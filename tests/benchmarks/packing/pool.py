@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline import rows
+from data_pipeline.blocks import EXAMPLE
 from data_pipeline.loaders import PackedVideo
 from data_pipeline.order import Order
-from data_pipeline.plan import EXAMPLE, ROWS_PER_BLOCK, plan_name
+from data_pipeline.plan import ROWS_PER_BLOCK, plan_name
 
 VISITS = 1 << 16  # of one seed; the next seed's come behind, so that its noise is its own
 

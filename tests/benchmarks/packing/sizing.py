@@ -14,8 +14,7 @@ from typing import Any
 import jax
 
 from data_pipeline import rows
-from data_pipeline.plan import Capacity
-from tests.benchmarks.packing.layouts import Kind
+from data_pipeline.blocks import Capacity, Kind
 from vdm_jax.kernels import choose
 from vdm_jax.train.program import Program
 

@@ -1,0 +1,32 @@
+"""Arrays in files: written once, atomically, and mapped into memory from then on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+
+def store(array: np.ndarray, file: Path) -> None:
+    """Write a file that appears only when it is whole. Raises: OSError."""
+    partial = file.with_name(f"{file.name}.{os.getpid()}.{id(array)}.part")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as out:
+            np.save(out, array)
+        os.replace(partial, file)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def load(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The array of a file, mapped; None where there is none, or none of this type and shape, as
+    when a full disk cut it short."""
+    try:
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found.dtype == dtype and found.shape == shape else None

@@ -1,0 +1,70 @@
+"""`vdm encode`: a config's codec over its clips, beforehand; latents in records, and a manifest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vdm_jax.cli import configs
+from vdm_jax.config import UserError, build, problems
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, metavar="DIR", help="the folder of the latents")
+    parser.add_argument("--views", type=int, default=1, help="of each clip, drawn by config.data")
+    parser.add_argument(
+        "--shard", metavar="I/N", help="host I of N, from 0; by default as jax.distributed says"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.epilog = "--config=FILE.py[:variant] and --config.a.b=value say what is encoded."
+
+
+def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    if args.views < 1:
+        raise UserError(f"--views is {args.views}; it must be at least 1.")
+    mine = shard(args.shard) if args.shard else None
+    config = configs.load(rest)
+    found = problems(config)
+    if found:
+        raise UserError("\n  ".join([f"{len(found)} mistake(s) in the config:", *found]))
+    import jax
+
+    from vdm_jax.features import Encoding
+    from vdm_jax.train.run import Run
+
+    whole = build(config)
+    if not isinstance(whole, Run):
+        raise UserError("the config is no run; see experiments/demo.py.")
+    words = ["python", "-m", "vdm_jax", "encode", *rest, f"--views={args.views}", "--out=NEW"]
+    encoding = Encoding(
+        codec=whole.stage.codec, data=whole.data, views=args.views, again=shlex.join(words)
+    )
+    told = encoding(args.out, *(mine or (jax.process_index(), jax.process_count())))
+    if args.json:
+        print(json.dumps(told))
+    else:
+        show(args.out, told)
+    return 0
+
+
+def shard(text: str) -> tuple[int, int]:
+    """'1/4' -> (1, 4)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not int(found[1]) < int(found[2]):
+        raise UserError(f"--shard is '{text}'; write I/N, such as 0/2 and 1/2.")
+    return int(found[1]), int(found[2])
+
+
+def show(out: str, told: Mapping[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(soft_wrap=True, markup=False)
+    if told["missing"]:
+        console.print(f"{out}: other hosts have {told['missing']} parts to make.")
+        return
+    skipped = ", ".join(f"{reason} {count}" for reason, count in told["skipped"].items())
+    console.print(f"{out}: {told['clips']} views\nleft out: {skipped or 'none'}")
