@@ -19,8 +19,9 @@ def write(folder: Path, clips: int, seed: int = 0, **more) -> Path:
         frames = 1 if still else int(rng.integers(2, 40))
         row = {
             "clip_id": f"{seed}/{i:06d}", "uri": f"{i:06d}.{'png' if still else 'mp4'}",
-            "still": still, "start_s": 0.0, "end_s": 0.0 if still else frames / 8, "fps_num": 0 if still else 8,
-            "fps_den": 1, "height": int(rng.integers(16, 80)), "width": int(rng.integers(16, 80)),
+            "still": still, "start_s": 0.0, "end_s": 0.0 if still else frames / 8,
+            "fps_num": 0 if still else 8, "fps_den": 1,
+            "height": int(rng.integers(16, 80)), "width": int(rng.integers(16, 80)),
             "n_frames": frames, "rotation": 0, "captions": [f"a caption {i}", "another"][: i % 3],
             "label": "", "split": "", "source": "", "licence": "", "sha256": "", "bytes": 1,
         }  # fmt: skip
