@@ -304,6 +304,9 @@ def test_closing_leaves_no_thread_and_no_fault(shapes):
     next(batches)
     batches.close()
     loader(shapes).batches().close()
+    until = time.monotonic() + 60  # a clip that is under way is decoded to its end
+    while threading.active_count() > before and time.monotonic() < until:
+        time.sleep(0.01)
     assert threading.active_count() <= before
 
 
