@@ -11,8 +11,8 @@ Result   `make bunny` on 2 cores without AVX-512, with other work on the machine
          500 steps, 0.0332 after 2,000, least after 3,500 (0.0315), 0.0317 after 4,500.
          docs/bunny.png. Worst visible fault: no rabbit is in the samples that ask for one, only the
          meadow or the forest around it; the squirrel in the sky is a brown blot without a shape.
-Tried    at the demo's learning rates, twice these, and one size, 24 x 40: 1,843 steps, held-out loss
-         0.051 after 500, 0.036 after 1,500, a jump at step 660; samples were a mosaic.
+Tried    at the demo's learning rates, twice these, and one size, 24 x 40: 1,843 steps, held-out
+         loss 0.051 after 500, 0.036 after 1,500, a jump at step 660; samples were a mosaic.
 Data     129 shots (137 found, 8 of them below half a second), copied in 49 s and cut in 9 s on one
          core without AVX-512.
 """
