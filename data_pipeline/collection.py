@@ -44,6 +44,20 @@ class Lazy(Sequence):
 
 
 @dataclasses.dataclass(frozen=True)
+class Ends(Sequence):
+    """The time of the first frame behind each clip; a still image has no end."""
+
+    times: Lazy
+    rate: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rate)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.times[index] if self.rate[index] > 0 else np.inf
+
+
+@dataclasses.dataclass(frozen=True)
 class Clips:
     """One source; leaves (clips,), captions flat with `starts` (clips + 1,) into them."""
 
@@ -51,7 +65,7 @@ class Clips:
     names: Sequence[str]
     id: np.ndarray  # (clips, 2) uint64: the first and second 8 bytes of SHA-256 of the name
     first: Sequence[float]  # seconds of presentation time in the file: the first frame
-    end: np.ndarray  # and the first one behind the last
+    end: Sequence[float]  # and the first one behind the last
     frames: np.ndarray
     rate: np.ndarray  # frames a second; 0 for a still image
     still: Sequence[bool]  # an image file, not a film of one frame
@@ -120,7 +134,7 @@ def gather(found: manifest.Manifest, tokenizer: Tokenizer, cache: Path) -> Clips
         names=Lazy(names, str),
         id=_kept(kept_ids, identities, "<u8", (len(names), 2)),
         first=Lazy(table["start_s"], float),
-        end=np.where(rate > 0, found.column("end_s"), np.inf),
+        end=Ends(Lazy(table["end_s"], float), rate),
         frames=found.column("n_frames"),
         rate=rate,
         still=Lazy(table["still"], bool),
@@ -200,4 +214,8 @@ def split(sources: Sequence[Clips], fraction: float) -> tuple[list[np.ndarray], 
         least = [clips.id[:, 1].min() for clips in sources]
         source = int(np.argmin(least))
         chosen[source][np.argmin(sources[source].id[:, 1])] = True
-    return [np.flatnonzero(~mask) for mask in chosen], [np.flatnonzero(mask) for mask in chosen]
+    return [_places(~mask) for mask in chosen], [_places(mask) for mask in chosen]
+
+
+def _places(mask: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(mask).astype(np.uint32)

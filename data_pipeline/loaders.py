@@ -393,5 +393,5 @@ def _recorded(value: Any) -> Any:
     """A setting as JSON would return it; a law by its name and numbers."""
     if dataclasses.is_dataclass(value):
         fields = {f.name: _recorded(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"law": type(value).__name__, **fields}
+        return {"kind": type(value).__name__, **fields}
     return [_recorded(part) for part in value] if isinstance(value, tuple | list) else value

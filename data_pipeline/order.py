@@ -18,6 +18,7 @@ import numpy as np
 from data_pipeline import keys
 
 PERIOD = 1 << 16
+AT_ONCE = 1 << 20  # words are mixed, in several copies
 
 
 class Drawn(NamedTuple):
@@ -73,7 +74,11 @@ class Order:
         return lru_cache(maxsize=2 * len(self.clips))(self._shuffled)
 
     def _shuffled(self, source: int, round_: int) -> np.ndarray:
-        mixed = keys.words(self.seed, f"order/{source}/{round_}", self.clips[source])
+        identities = self.clips[source]
+        mixed = np.empty(len(identities), np.uint64)
+        for first in range(0, len(mixed), AT_ONCE):
+            some = slice(first, first + AT_ONCE)
+            mixed[some] = keys.words(self.seed, f"order/{source}/{round_}", identities[some])
         return np.argsort(mixed, kind="stable").astype(np.uint32)
 
 

@@ -53,7 +53,10 @@ class Planner:
 
     @cached_property
     def order(self) -> Order:
-        identities = [s.id[mine, 0] for s, mine in zip(self.sources, self.train, strict=True)]
+        identities = [
+            s.id[:, 0] if len(mine) == len(s) else s.id[mine, 0]
+            for s, mine in zip(self.sources, self.train, strict=True)
+        ]
         return Order(clips=tuple(identities), weights=self.weights, seed=self.seed)
 
     @cached_property

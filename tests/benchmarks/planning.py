@@ -6,14 +6,15 @@ Two mixes of clips, of which a token is 16 x 16 pixels of one (latent) frame: `s
 resolutions from 256 x 256 to 1280 x 720, four in ten an image, the others of 1, 5, ... 33 frames;
 `free` the same with areas between those drawn at will, and aspects up to 1.8. A manifest of so many
 rows, a caption of eight words each, lies in an Arrow file that is mapped, as is what a plan keeps.
-Each phase is a process of its own on one core, and its memory is the most that was resident:
+Each phase is a process of its own on one core:
 
     measure    hash the names, count the tokens of the captions; done once for a tokenizer
     plan       every block of one epoch: order, draws, sizes, packing, written to files
 
-Fill, balance and spread are those of a block of 2^18 examples, on 32 devices of four rows each; of
-spreads the ratio to that of batches drawn at random is shown. Grain packs the first examples of the
-same stream, tokens alone, with 64 bins.
+Times are those of the processor, which a busy machine does not lengthen. Fill, balance and spread
+are those of a block of 2^18 examples, on 32 devices of four rows each; of spreads the ratio to that
+of batches drawn at random is shown. Grain packs the first examples of the same stream, tokens
+alone, with 64 bins.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -118,9 +121,30 @@ def _alone() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
-def _resident() -> float:
-    """The most MiB that this process had in memory."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+class Watch:
+    """Seconds by the clock and of the processor, and the most MiB in memory: of the process's own,
+    looked at twenty times a second, and with the pages of mapped files, which can be let go."""
+
+    def __init__(self) -> None:
+        self.clock, self.cpu = time.perf_counter(), time.process_time()
+        self.own, self.done = 0, threading.Event()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def _look(self) -> None:
+        while not self.done.wait(0.05):
+            found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
+            self.own = max(self.own, int(found[1]) if found else 0)
+
+    def read(self, rows: int) -> dict[str, float]:
+        cpu = time.process_time() - self.cpu
+        self.done.set()
+        return {
+            "seconds": time.perf_counter() - self.clock,
+            "cpu_seconds": cpu,
+            "microseconds_per_row": 1e6 * cpu / rows,
+            "own_mebibytes": self.own / 1024,
+            "mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
 
 
 def write(folder: Path, mix: str, rows: int) -> None:
@@ -189,7 +213,7 @@ def planner_of(folder: Path, tokens: int) -> Planner:
     found = Manifest(table, folder, folder)
     clips = gather(found, text.Tokenizer(found.tokenizer), folder)
     return Planner(
-        sources=(clips,), train=(np.arange(len(clips)),), weights=(1.0,), seed=0,
+        sources=(clips,), train=(np.arange(len(clips), dtype=np.uint32),), weights=(1.0,), seed=0,
         capacity=Capacity(
             patch=(1, 16, 16), tokens=tokens, text_tokens=max(256, tokens // 16), segments=64
         ),
@@ -198,29 +222,20 @@ def planner_of(folder: Path, tokens: int) -> Planner:
 
 
 def measure_text(folder: Path, tokens: int) -> dict[str, float]:
-    start = time.perf_counter()
-    clips = planner_of(folder, tokens).sources[0]
-    seconds = time.perf_counter() - start
-    return {"seconds": seconds, "rows_per_second": len(clips) / seconds, "mebibytes": _resident()}
+    watch = Watch()
+    rows = len(planner_of(folder, tokens).sources[0])
+    return watch.read(rows)
 
 
 def plan_epoch(folder: Path, tokens: int) -> dict[str, float]:
     """Every block of an epoch, written to a file each, as a run does; the files are removed."""
-    start = time.perf_counter()
+    watch = Watch()
     planner = planner_of(folder, tokens)
-    ready = time.perf_counter()
     rows = len(planner.sources[0])
     for k in range(-(-rows // planner.block)):
-        plans = Plans(planner, folder / "plans")
-        plans.block(k)
+        Plans(planner, folder / "plans").block(k)
         shutil.rmtree(folder / "plans")
-    seconds = time.perf_counter() - start
-    return {
-        "seconds": seconds,
-        "of_which_reading": ready - start,
-        "rows_per_second": rows / seconds,
-        "mebibytes": _resident(),
-    }
+    return watch.read(rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,9 +251,9 @@ class One:
 def pack(folder: Path, tokens: int, grain_examples: int) -> dict[str, float]:
     """How full and even the rows of one block are, and how full grain's."""
     planner = planner_of(folder, tokens)
-    start = time.perf_counter()
+    watch = Watch()
     block = planner.make(0)
-    seconds = time.perf_counter() - start
+    cost = watch.read(planner.block)["microseconds_per_row"]
     steps = Steps(One(block), 0, planner.kinds)
     # Without the last step, which has empty rows: a block is an eightieth of ten million clips.
     look = report.look_at(steps, steps.in_first_block() - 1)
@@ -250,7 +265,7 @@ def pack(folder: Path, tokens: int, grain_examples: int) -> dict[str, float]:
         "fill": judged["fill"],
         "fill_of_the_block": float(block.examples["tokens"].sum() / (tokens * len(block))),
         "examples_per_row": judged["examples_per_row"],
-        "microseconds_per_example": 1e6 * seconds / planner.block,
+        "microseconds_per_example": cost,
         "straggler": judged["straggler_ratio"],
         "straggler_unbalanced": judged["straggler_unbalanced"],
         "images_to_random": spread["images"] / spread["images_at_random"],
@@ -261,7 +276,7 @@ def pack(folder: Path, tokens: int, grain_examples: int) -> dict[str, float]:
 def grains(lengths: np.ndarray, tokens: int) -> dict[str, float]:
     """Grain's own best-fit packer on these lengths, of one byte a token."""
     examples = [{"tokens": np.ones(length, np.uint8)} for length in lengths]
-    start = time.perf_counter()
+    watch = Watch()
     rows = grain.experimental.BestFitPackIterDataset(
         grain.MapDataset.source(examples).to_iter_dataset(),
         length_struct={"tokens": tokens},
@@ -269,26 +284,27 @@ def grains(lengths: np.ndarray, tokens: int) -> dict[str, float]:
         shuffle_bins=False,
     )
     count = sum(1 for _ in rows)
-    seconds = time.perf_counter() - start
     return {
         "grain_fill": float(lengths.sum() / (count * tokens)),
-        "grain_microseconds_per_example": 1e6 * seconds / len(lengths),
+        "grain_microseconds_per_example": watch.read(len(lengths))["microseconds_per_row"],
     }
 
 
 def show(found: dict[str, Any]) -> None:
-    out = Console()
+    out = Console(width=130)
     table = Table(title=f"{found['rows']:,} rows, packed into rows of {found['tokens']:,} tokens")
-    for name in ("phase", "seconds", "rows a second", "MiB resident"):
+    for name in ("phase", "seconds", "of the processor", "us a row", "MiB", "with mapped files"):
         table.add_column(name, justify="right")
     for name, one in found["speed"].items():
-        numbers = (f"{one['seconds']:.1f}", f"{one['rows_per_second']:,.0f}")
-        table.add_row(name, *numbers, f"{one['mebibytes']:,.0f}")
+        numbers = (f"{one[part]:.1f}" for part in ("seconds", "cpu_seconds"))
+        cost = f"{one['microseconds_per_row']:.1f}"
+        memory = (f"{one[part]:,.0f}" for part in ("own_mebibytes", "mebibytes"))
+        table.add_row(name, *numbers, cost, *memory)
     out.print(table)
     table = Table(title=f"one block; {DEVICES} devices of {EACH} rows")
     columns = (
-        "mix", "tokens", "fill", "grain's", "examples a row", "us an example", "grain's",
-        "straggler", "as they come", "images", "work",
+        "mix", "tokens", "fill", "grain's", "examples a row", "us each", "grain's", "straggler",
+        "unbalanced", "images", "work",
     )  # fmt: skip
     for name in columns:
         table.add_column(name, justify="right")
