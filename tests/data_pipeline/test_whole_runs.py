@@ -13,6 +13,7 @@ import pytest
 from data_pipeline import failpoints
 from data_pipeline.decode import View, decode, read_view
 from data_pipeline.errors import BadClip
+from data_pipeline.places import Place
 from data_pipeline.probe import look, probe
 from data_pipeline.workers import Workers
 from tests.data_pipeline.corpus import coded, stamped
@@ -67,13 +68,13 @@ def test_damage_is_survived_and_seen_by_hash(name, tmp_path):
     and, where the hash is asked for, nothing that changed is taken."""
     KINDS[name](tmp_path / name)
     run = Workers(seconds=10.0, memory_mib=256).start(look, read_view)
-    found = probe(tmp_path / name, still=False)
+    found = probe(Place.of(tmp_path / name), still=False)
     size = (found.height, found.width)
     first = {"first": found.start_s, "rate": found.fps_num / found.fps_den, "frames": 6}
     view = View(stored=size, resized=size, size=size, **first)
     hashed = View(stored=size, resized=size, size=size, sha256=found.sha256, **first)
     whole = (tmp_path / name).read_bytes()
-    truth = decode(tmp_path / name, hashed, still=False, run=run)
+    truth = decode(Place.of(tmp_path / name), hashed, still=False, run=run)
 
     def damage(seed):
         rng = np.random.default_rng(seed)
@@ -84,9 +85,9 @@ def test_damage_is_survived_and_seen_by_hash(name, tmp_path):
         path.write_bytes(bytes(data[: rng.integers(len(data) // 2, 2 * len(data))]))
         said = []
         for attempt in (
-            lambda: probe(path, still=False, run=run).n_frames,
-            lambda: np.array_equal(decode(path, view, still=False, run=run), truth),
-            lambda: decode(path, hashed, still=False, run=run),
+            lambda: probe(Place.of(path), still=False, run=run).n_frames,
+            lambda: np.array_equal(decode(Place.of(path), view, still=False, run=run), truth),
+            lambda: decode(Place.of(path), hashed, still=False, run=run),
         ):
             try:
                 said.append(f"taken {attempt()}")
