@@ -194,6 +194,7 @@ def synthetic(mix: str, rows: int) -> Iterator[pa.Table]:
             {
                 "clip_id": name,
                 "uri": pc.binary_join_element_wise(name, "mp4", "."),
+                "still": still,
                 "start_s": np.zeros(count),
                 "end_s": frames / 24,
                 "fps_num": rate,
