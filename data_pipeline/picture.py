@@ -103,5 +103,6 @@ def _histogram(axes: Axes, name: str, found: Mapping[str, Sequence[float]] | Non
 def _legend(axes: Axes, handles: Sequence[Any]) -> None:
     """Above the axes, where it hides nothing."""
     axes.legend(
-        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=3, frameon=False
-    )
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 0.99), ncols=len(handles),
+        columnspacing=1.0, frameon=False,
+    )  # fmt: skip
