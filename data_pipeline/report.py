@@ -212,7 +212,8 @@ def histograms(
     def own(name: str) -> np.ndarray:
         return pick(planner.sources, _drawn(arrived), lambda clips, i: getattr(clips, name)[i])
 
-    films, shown = own("rate") > 0, emitted[emitted["rate"] > 0]
+    # An example of one frame has no rate, whatever film it is from.
+    films, shown = (own("rate") > 0) & (own("frames") > 1), emitted[emitted["rate"] > 0]
     seconds = own("frames") / _one_for_none(own("rate"))
     pairs = {
         "side": (
