@@ -17,7 +17,7 @@ def small(tmp_path_factory):
 
 def test_bare_pyav_gives_the_same_frames(small):
     options = argparse.Namespace(threads=2)
-    wanted = decoding.wanted_by(decoding.make_loader(small, options, InProcess()), 1)
+    wanted = decoding.wanted_by(decoding.make_loader(small, options, InProcess()), range(1))
     assert len({path for path, _ in wanted}) == 3 and any(view.offset > 0 for _, view in wanted)
     for path, view in wanted[:12]:
         found = decoding.bare(path, view)
