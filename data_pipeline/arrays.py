@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
 import numpy as np
 
+from data_pipeline import storage
+
 
 def store(array: np.ndarray, file: Path) -> None:
     """Write a file that appears only when it is whole. Raises: OSError."""
-    partial = file.with_name(f"{file.name}.{os.getpid()}.{id(array)}.part")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as out:
-            np.save(out, array)
-        os.replace(partial, file)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    with storage.whole(str(file)) as out:
+        np.save(out, array)
 
 
 def load(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray | None:

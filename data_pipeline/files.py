@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import io
 import os
 import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from data_pipeline.errors import BadClip, DataError
 
@@ -113,6 +114,39 @@ def open_regular(path: Path, limits: Limits) -> IO[bytes]:
     except BaseException:
         os.close(handle)
         raise
+
+
+class Shown(io.RawIOBase):
+    """`size` bytes that lie elsewhere, as a file; `read_at` fetches some of them."""
+
+    def __init__(self, size: int):
+        self._size, self._at = size, 0
+
+    def read_at(self, first: int, count: int) -> bytes:
+        """At least one and at most `count` bytes from `first` on, all inside."""
+        raise NotImplementedError
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"cannot seek to {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = min(len(buffer), self._size - self._at)
+        if count <= 0:
+            return 0
+        data = self.read_at(self._at, count)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def size_of(file: IO[bytes]) -> int:

@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -150,16 +150,18 @@ def _join(parts: Iterator[Part]) -> Part:
 
 
 def _unique(found: Part) -> Part:
-    """In order of their names; of clips that are called alike, the first."""
-    table = found.table.sort_by("clip_id")  # stable
-    names = table["clip_id"].combine_chunks()
+    """Of clips that are called alike, the first."""
+    names = found.table["clip_id"].combine_chunks()
+    order = pc.sort_indices(names)  # stable
+    ordered = names.take(order)
+    alike = pc.equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)
     again = np.zeros(len(names), bool)
-    again[1:] = pc.equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+    again[order.to_numpy()[1:]] = alike
     twice = [
         _skip(name.as_py(), BadClip("duplicate", "another clip is called so"))
         for name in names.filter(pa.array(again))
     ]
-    return Part(table.filter(pa.array(~again)), found.skipped + twice, found.origins)
+    return Part(found.table.filter(pa.array(~again)), found.skipped + twice, found.origins)
 
 
 def look(
@@ -245,7 +247,8 @@ def prompts(table: pa.Table) -> list[str]:
 
 
 def write(out: str, found: Part, root: str) -> pa.Table:
-    """All files of a manifest; the table, which says that it is whole, comes last.
+    """All files of a manifest of clips, in order of their names; the table, which says that it is
+    whole, comes last.
 
     Raises: OSError, they cannot be written.
     """
@@ -254,8 +257,16 @@ def write(out: str, found: Part, root: str) -> pa.Table:
     every = -(-len(said) // MOST_READ) or 1  # of very many, as many as are enough
     learnt = said.take(pa.array(np.arange(0, len(said), every)))
     text.train(learnt.to_pylist(), storage.join(out, manifest.TOKENIZER))
+    tell(out, table, found.skipped)
+    return manifest.write(out, table, root)
+
+
+def tell(out: str, table: pa.Table, skipped: Sequence[Mapping[str, str]]) -> None:
+    """What people read beside a table: what to sample with, and what was left out.
+
+    Raises: OSError, it cannot be written.
+    """
     with storage.whole(storage.join(out, manifest.PROMPTS)) as file:
         file.write("".join(line + "\n" for line in prompts(table)).encode())
     with storage.whole(storage.join(out, manifest.SKIPPED)) as file:
-        file.writelines(json.dumps(line).encode() + b"\n" for line in found.skipped)
-    return manifest.write(out, table, root)
+        file.writelines(json.dumps(line).encode() + b"\n" for line in skipped)

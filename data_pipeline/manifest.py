@@ -150,16 +150,18 @@ def read(path: str | os.PathLike) -> Manifest:
     """
     name = os.fspath(path)
     file = name if name.endswith(f"/{TABLE}") else storage.join(name, TABLE)
-    if not storage.exists(file):
+    try:
+        content = _content(file)
+    except OSError as error:
+        raise DataError(f"'{file}' cannot be reached ({error}).", code=6) from None
+    if content is None:
         raise DataError(
             f"there is no manifest at '{path}'; make one with "
             f"`python -m data_pipeline index SOURCE --out {path}`.",
             code=2,
         )
     try:
-        # A table on disk is mapped into memory, not copied.
-        source = pa.BufferReader(storage.read(file)) if remote.is_remote(file) else file
-        table = pq.read_table(source)
+        table = pq.read_table(content)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"'{file}' is not a Parquet file ({str(error).splitlines()[0]}).") from None
     missing = sorted(set(SCHEMA.names) - set(table.schema.names))
@@ -181,6 +183,13 @@ def read(path: str | os.PathLike) -> Manifest:
         root = os.path.normpath(os.path.join(folder, root))
     latents = metadata[LATENTS].decode("utf-8", "replace") if LATENTS in metadata else None
     return Manifest(table, folder, root, latents)
+
+
+def _content(file: str) -> str | pa.BufferReader | None:
+    """What Arrow reads a table from: its name, where it lies on disk; None where there is none."""
+    if not storage.exists(file):
+        return None
+    return pa.BufferReader(storage.read(file)) if remote.is_remote(file) else file
 
 
 def check(table: pa.Table, name: str) -> None:

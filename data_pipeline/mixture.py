@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,13 +35,6 @@ class Source:
     where: str = ""
 
 
-class Mix(Protocol):
-    def examples(
-        self, weights: Sequence[float], tokens: Callable[[], Sequence[float]]
-    ) -> tuple[float, ...]:
-        """Shares of the examples; `tokens()` measures what an example of each source costs."""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ByExamples:
     """Weights are shares of the examples."""
@@ -50,6 +42,7 @@ class ByExamples:
     def examples(
         self, weights: Sequence[float], tokens: Callable[[], Sequence[float]]
     ) -> tuple[float, ...]:
+        """Shares of the examples; `tokens()` measures what an example of each source costs."""
         return tuple(weights)
 
 

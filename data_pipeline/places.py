@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from data_pipeline import examples, remote, slides
 from data_pipeline.errors import BadClip, DataError, printable
-from data_pipeline.files import Limits, is_inside, open_regular
+from data_pipeline.files import Limits, Shown, is_inside, open_regular
 
 TAR = re.compile(r"tar://(?P<file>.+)#(?P<first>\d+),(?P<size>\d+)", re.DOTALL)
 RECORD = re.compile(
@@ -143,31 +143,16 @@ class Place:
         return io.BytesIO(content)
 
 
-class Window(io.RawIOBase):
+class Window(Shown):
     """`size` bytes of a file from `first` on; the file is closed with it."""
 
     def __init__(self, file: IO[bytes], first: int, size: int):
-        self._file, self._first, self._size, self._at = file, first, size, 0
+        super().__init__(size)
+        self._file, self._first = file, first
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}")
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer) -> int:
-        self._file.seek(self._first + self._at)
-        data = self._file.read(min(len(buffer), max(0, self._size - self._at)))
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+    def read_at(self, first: int, count: int) -> bytes:
+        self._file.seek(self._first + first)
+        return self._file.read(count)
 
     def close(self) -> None:
         self._file.close()

@@ -22,7 +22,7 @@ import fsspec
 import tenacity
 
 from data_pipeline.errors import BadClip, DataError
-from data_pipeline.files import Limits
+from data_pipeline.files import Limits, Shown
 
 # What a manifest of a stranger's may name; each needs a package of fsspec's family.
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
@@ -65,25 +65,41 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def find(url: str) -> list[str]:
-    """Paths of all files below a URL, from there on, sorted."""
+    """Paths of all files below a URL, from there on, sorted.
+
+    Raises:
+      DataError: code 2, there is nothing; 6, it cannot be reached.
+    """
     system, path = file_system(url.rstrip("/"))
-    found = persistent(functools.partial(system.find, path))
+    try:
+        found = persistent(functools.partial(system.find, path), path)
+    except FileNotFoundError:
+        raise DataError(f"there is no folder '{url}' to index.", code=2) from None
+    except OSError as error:
+        raise DataError(f"'{url}' cannot be reached ({error}).", code=6) from None
     return sorted(name[len(path) + 1 :] for name in found)
 
 
-def persistent(read: Callable[[], Any]) -> Any:
+def persistent(read: Callable[[], Any], path: str) -> Any:
     """What `read` returns, tried up to `ATTEMPTS` times.
 
-    Raises: as `read` does, the last time.
+    Raises:
+      OSError: one of `FINAL`, or, whatever the file system raised the last time, EREMOTEIO, which
+        nobody tries again.
     """
     attempt = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(ATTEMPTS),
         wait=tenacity.wait_exponential_jitter(initial=0.1, max=10),
         # The file systems' own errors have no common class: all but the certain ones may pass.
-        retry=tenacity.retry_if_not_exception_type((*FINAL, DataError)),
+        retry=tenacity.retry_if_not_exception_type(FINAL),
         reraise=True,
     )
-    return attempt(read)
+    try:
+        return attempt(read)
+    except FINAL:
+        raise
+    except Exception as error:
+        raise OSError(errno.EREMOTEIO, f"{path}: {type(error).__name__}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +162,14 @@ class Blocks:
 
 @functools.cache
 def blocks() -> Blocks:
-    """Those of this process."""
-    return Blocks(cache_folder() / "blocks", int(os.environ.get(CACHE_MIB, DEFAULT_MIB)))
+    """Those of this process.
+
+    Raises: DataError, code 2, `$VDM_CACHE_MIB` is no whole number.
+    """
+    mib = os.environ.get(CACHE_MIB, str(DEFAULT_MIB))
+    if not mib.isdecimal():
+        raise DataError(f"{CACHE_MIB} is '{mib}'; it must be a whole number of MiB.", code=2)
+    return Blocks(cache_folder() / "blocks", int(mib))
 
 
 class Facts(NamedTuple):
@@ -165,13 +187,11 @@ def facts(url: str) -> Facts:
     """
     system, path = file_system(url)
     try:
-        found = persistent(functools.partial(system.info, path))
+        found = persistent(functools.partial(system.info, path), path)
     except FileNotFoundError as error:
         raise BadClip("missing") from error
     except PermissionError as error:
         raise BadClip("permission") from error
-    except Exception as error:  # of the network; it was tried often enough
-        raise OSError(errno.EREMOTEIO, f"{url}: {error}") from error
     if found["type"] != "file":
         raise BadClip("not_a_file")
     # What object storage calls a version of a file goes by these names.
@@ -179,52 +199,31 @@ def facts(url: str) -> Facts:
     return Facts(system, path, int(found["size"]), "-".join(marks))
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(Shown):
     """A file on object storage."""
 
     def __init__(self, found: Facts, kept: Blocks):
-        self._system, self._path, self._size, version = found
-        self._name = sha256(f"{self._path}\0{version}\0{self._size}".encode()).hexdigest()
-        self._kept, self._at = kept, 0
+        super().__init__(found.size)
+        self._found, self._kept = found, kept
+        word = f"{found.path}\0{found.version}\0{found.size}"
+        self._name = sha256(word.encode()).hexdigest()
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}")
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer) -> int:
-        if self._at >= self._size:
-            return 0
-        number, inside = divmod(self._at, BLOCK)
-        data = self._block(number)[inside : inside + len(buffer)]
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+    def read_at(self, first: int, count: int) -> bytes:
+        number, inside = divmod(first, BLOCK)
+        return self._block(number)[inside : inside + count]
 
     def _block(self, number: int) -> bytes:
-        first, last = number * BLOCK, min((number + 1) * BLOCK, self._size)
+        system, path, size, _ = self._found
+        first, last = number * BLOCK, min((number + 1) * BLOCK, size)
 
         def fetch() -> bytes:
-            data = self._system.cat_file(self._path, start=first, end=last)
+            data = system.cat_file(path, start=first, end=last)
             if len(data) != last - first:
                 raise OSError(errno.EIO, f"{len(data)} of {last - first} bytes arrived")
             return data
 
-        def read() -> bytes:
-            try:
-                return persistent(fetch)
-            except Exception as error:  # of the network; it was tried often enough
-                raise OSError(errno.EREMOTEIO, f"{self._path}: {error}") from error
-
-        return self._kept.get(f"{self._name}-{number:08d}", last - first, read)
+        name = f"{self._name}-{number:08d}"
+        return self._kept.get(name, last - first, lambda: persistent(fetch, path))
 
 
 def open_file(url: str, limits: Limits) -> IO[bytes]:

@@ -10,6 +10,7 @@ import functools
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -23,11 +24,15 @@ def join(folder: str | os.PathLike, *names: str) -> str:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file of this name."""
+    """Whether there is a file of this name.
+
+    Raises:
+      OSError: nobody can tell.
+    """
     if not remote.is_remote(path):
         return Path(path).is_file()
     system, inside = remote.file_system(path)
-    return remote.persistent(functools.partial(system.isfile, inside))
+    return remote.persistent(functools.partial(system.isfile, inside), inside)
 
 
 def read(path: str) -> bytes:
@@ -39,7 +44,7 @@ def read(path: str) -> bytes:
     if not remote.is_remote(path):
         return Path(path).read_bytes()
     system, inside = remote.file_system(path)
-    return remote.persistent(functools.partial(system.cat_file, inside))
+    return remote.persistent(functools.partial(system.cat_file, inside), inside)
 
 
 def remove(folder: str) -> None:
@@ -64,10 +69,11 @@ def whole(path: str) -> Iterator[IO[bytes]]:
         with tempfile.NamedTemporaryFile() as file:
             yield file
             file.flush()
-            remote.persistent(functools.partial(system.put_file, file.name, inside))
+            put = functools.partial(system.put_file, file.name, inside)
+            remote.persistent(put, inside)
         return
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    partial = f"{path}.{os.getpid()}.part"
+    partial = f"{path}.{os.getpid()}.{threading.get_ident()}.part"
     try:
         with open(partial, "wb") as file:
             yield file

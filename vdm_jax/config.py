@@ -37,6 +37,12 @@ class UserError(ValueError):
         self.code = code
 
 
+def refuse(mistakes: typing.Sequence[str], where: str = "the config") -> None:
+    """Raises: UserError, of all mistakes, a line each, if there are any."""
+    if mistakes:
+        raise UserError("\n  ".join([f"{len(mistakes)} mistake(s) in {where}:", *mistakes]))
+
+
 def suggestion(word: str, words: typing.Iterable[str]) -> str:
     """' Did you mean ...?' when a known word is near, else the list of them."""
     words = sorted(words)

@@ -272,10 +272,7 @@ class Encoding:
         first = self._views.planner.sources[0].manifest
         with storage.whole(storage.join(out, manifest.TOKENIZER)) as file:
             file.write(storage.read(first.tokenizer))
-        with storage.whole(storage.join(out, manifest.PROMPTS)) as file:
-            file.write("".join(line + "\n" for line in index.prompts(table)).encode())
-        with storage.whole(storage.join(out, manifest.SKIPPED)) as file:
-            file.writelines(json.dumps(line).encode() + b"\n" for line in skipped)
+        index.tell(out, table, skipped)
         manifest.write(
             out, table, out, latents.described(self.key, self.codec.channels, self._made)
         )

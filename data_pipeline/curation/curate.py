@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipeline import index, manifest, remote, storage
+from data_pipeline.card import scores
 from data_pipeline.curation.chain import FOUND, WIDEN, Chain, Look
 from data_pipeline.curation.processes import Engine
 from data_pipeline.curation.stage import MARK, Stage
@@ -80,7 +80,7 @@ def curate(source: str, out: str, chain: Chain, engine: Engine) -> dict[str, Any
         "digest": manifest.digest(table),
         "clips": table.num_rows,
         "skipped": dict(sorted(reasons.items())),
-        "scores": {name: told for name in chain.finds if (told := _distribution(table, name))},
+        "scores": {name: told for name, told in scores(table).items() if name in chain.finds},
     }
 
 
@@ -156,15 +156,3 @@ def _scores(clips: pa.Table, found: pa.Table, measured: tuple[str, ...]) -> pa.A
     ]
     flat = [one.combine_chunks() if isinstance(one, pa.ChunkedArray) else one for one in after]
     return pa.StructArray.from_arrays(flat, names=list(manifest.SCORES))
-
-
-def _distribution(table: pa.Table, name: str) -> Mapping[str, float] | None:
-    """Of one score; None where no clip has it."""
-    values = pc.struct_field(table["scores"].combine_chunks(), name).drop_null().to_numpy()
-    if not len(values):
-        return None
-    parts = {
-        f"p{100 * q:.0f}": float(value)
-        for q, value in zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)
-    }
-    return {"scored": len(values) / len(table), **parts}

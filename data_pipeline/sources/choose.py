@@ -14,7 +14,7 @@ from data_pipeline.lines import SUFFIXES
 from data_pipeline.sources import records
 from data_pipeline.sources.annotated import Annotated
 from data_pipeline.sources.annotations import ANNOTATIONS
-from data_pipeline.sources.entry import Source, suffix
+from data_pipeline.sources.entry import Source, is_clip, suffix
 from data_pipeline.sources.folder import Folder, listing
 from data_pipeline.sources.records import Records, prepared
 from data_pipeline.sources.tars import Tars
@@ -59,6 +59,8 @@ def _looks_like(source: str) -> str:
     files = listing(source)
     if any(posixpath.basename(file) == records.INFO for file in files):
         return "tfds"
+    if any(map(is_clip, files)):  # whatever else lies beside them
+        return "folder"
     if any(file.endswith(".tar") for file in files):
         return "webdataset"
     return "arrayrecord" if any(map(records.RECORDS.fullmatch, files)) else "folder"

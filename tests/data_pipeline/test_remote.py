@@ -164,6 +164,36 @@ def test_no_other_scheme_is_opened(root, tmp_path, monkeypatch):
         assert error.value.code == 2
 
 
+@pytest.mark.parametrize("missing", ["the network", "the keys"])
+def test_a_bucket_out_of_reach_is_one_sentence(bucket, missing, tmp_path, monkeypatch, capsys):
+    """Nobody listens there, or nobody says who asks."""
+    if missing == "the network":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    else:
+        for name in KEYS:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    fsspec.filesystem("s3").clear_instance_cache()
+    for attempt in (
+        lambda: index("s3://films/set", str(tmp_path / "n")),
+        lambda: manifest.read("s3://films/manifest"),
+    ):
+        with pytest.raises(DataError, match="cannot be reached") as error:
+            attempt()
+        assert error.value.code == 6 and "\n" not in str(error.value)
+
+
+def test_a_bound_that_is_no_number_is_refused(monkeypatch):
+    monkeypatch.setenv(remote.CACHE_MIB, "lots")
+    remote.blocks.cache_clear()
+    with pytest.raises(DataError, match="VDM_CACHE_MIB is 'lots'"):
+        remote.blocks()
+    monkeypatch.setenv(remote.CACHE_MIB, "7")
+    assert remote.blocks().mib == 7
+    remote.blocks.cache_clear()
+
+
 def test_a_missing_package_is_named(monkeypatch):
     def absent(url, **how):
         raise ImportError("Install gcsfs")
@@ -187,23 +217,24 @@ class Counted:
 
 
 @pytest.mark.parametrize(
-    ("faults", "tries"),
+    ("faults", "tries", "number"),
     [
-        ([TimeoutError(), ConnectionResetError(), RuntimeError("of the client's own")], 4),
-        ([OSError("always")] * 99, remote.ATTEMPTS),
-        ([FileNotFoundError()] * 99, 1),
+        ([TimeoutError(), ConnectionResetError(), RuntimeError("of the client's own")], 4, None),
+        ([OSError("always")] * 99, remote.ATTEMPTS, errno.EREMOTEIO),
+        ([RuntimeError("always")] * 99, remote.ATTEMPTS, errno.EREMOTEIO),
+        ([FileNotFoundError(errno.ENOENT, "a")] * 99, 1, errno.ENOENT),
     ],
 )
-def test_a_read_is_tried_so_many_times(faults, tries, tmp_path, monkeypatch):
+def test_a_read_is_tried_so_many_times(faults, tries, number, tmp_path, monkeypatch):
     monkeypatch.setattr(tenacity.nap.time, "sleep", lambda seconds: None)
     system = Counted(b"abcd", faults)
     file = RemoteFile(Facts(system, "a", 4, "v"), Blocks(tmp_path, 1))
     if len(faults) < tries:
         assert file.read(4) == b"abcd"
     else:
-        with pytest.raises(OSError, match="a: ") as error:
+        with pytest.raises(OSError) as error:
             file.read(4)
-        assert error.value.errno == errno.EREMOTEIO
+        assert error.value.errno == number
     assert len(system.read) == tries
 
 

@@ -85,6 +85,13 @@ def test_text_beside_a_video_is_read_as_it_is_written():
     assert told(None, "[1") == told(None, "[]") == told(None, None) == ((), {})
 
 
+def test_films_beside_a_shard_are_not_passed_over(shards, tmp_path):
+    folder, _ = shards
+    mp4(folder / "film.mp4")
+    found = index(str(folder), str(tmp_path / "m"))
+    assert (found["clips"], found["captions"]) == (1, {"folder": 1})
+
+
 def test_a_folder_without_shards_is_a_mistake(tmp_path):
     with pytest.raises(DataError, match=r"no \.tar file"):
         index(str(tmp_path), str(tmp_path / "m"), form="webdataset")

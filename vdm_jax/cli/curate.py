@@ -12,7 +12,7 @@ from data_pipeline.curation.curate import curate
 from data_pipeline.curation.processes import Processes
 from data_pipeline.curation.ray_data import RayData
 from vdm_jax.cli import configs
-from vdm_jax.config import UserError, build, problems
+from vdm_jax.config import UserError, build, problems, refuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     config = configs.load(rest)
-    found = problems(config)
-    if found:
-        raise UserError("\n  ".join([f"{len(found)} mistake(s) in the config:", *found]))
+    refuse(problems(config))
     chain = build(config)
     if not isinstance(chain, Chain):
         raise UserError("the config is no chain of stages; see experiments/curation.py.")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vdm_jax.cli import configs
-from vdm_jax.config import UserError, build, problems
+from vdm_jax.config import UserError, build, problems, refuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +28,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise UserError(f"--views is {args.views}; it must be at least 1.")
     mine = shard(args.shard) if args.shard else None
     config = configs.load(rest)
-    found = problems(config)
-    if found:
-        raise UserError("\n  ".join([f"{len(found)} mistake(s) in the config:", *found]))
+    refuse(problems(config))
     import jax
 
     from vdm_jax.features import Encoding

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipeline.loaders import PackedVideo
 from vdm_jax.cli import configs
-from vdm_jax.config import UserError, build, problems
+from vdm_jax.config import UserError, build, problems, refuse
 
 EACH = 4  # rows a device has, unless --devices says otherwise
 
@@ -54,9 +54,7 @@ def loader(args: argparse.Namespace, rest: Sequence[str]) -> PackedVideo:
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1.")
     config = configs.load(rest)
-    found = problems(config.data, "config.data")
-    if found:
-        raise UserError("\n  ".join([f"{len(found)} mistake(s) in the config:", *found]))
+    refuse(problems(config.data, "config.data"))
     data = build(config.data)
     if args.manifest:
         first = dataclasses.replace(data.sources[0], manifest=args.manifest)
@@ -66,9 +64,7 @@ def loader(args: argparse.Namespace, rest: Sequence[str]) -> PackedVideo:
 
 def examine(data: PackedVideo, steps: int, devices: int) -> dict[str, Any]:
     """Raises: UserError, for every mistake in the settings."""
-    found = data.problems(devices=devices)
-    if found:
-        raise UserError("\n  ".join([f"{len(found)} mistake(s) in config.data:", *found]))
+    refuse(data.problems(devices=devices), "config.data")
     return {**data.report(steps, devices), "card": data.card()}
 
 

@@ -190,12 +190,9 @@ def check(config: ConfigDict) -> Run:
     Raises:
       UserError: every mistake found, a line each; nothing is compiled and no array allocated.
     """
-    found = problems(config)
-    if not found:
-        run = build(config)
-        found = run.problems(jax.device_count())
-    if found:
-        raise UserError("\n  ".join([f"{len(found)} mistake(s) in the config:", *found]))
+    refuse(problems(config))
+    run = build(config)
+    refuse(run.problems(jax.device_count()))
     return run
 
 
