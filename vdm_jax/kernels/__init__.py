@@ -1,6 +1,8 @@
 """Attention kernels: one function, `attend`, and a table of backends that agree to rounding.
 
     attend.py    the contract, the table, which backend is chosen
+    kernel.py    what a kernel is: a forward and a backward pass that can be merged over keys
+    spread.py    a kernel under a mesh: rows and heads over devices
     dense.py     the reference: the whole matrix of scores
     chunked.py   blocks of scores, only those whose groups can meet, recomputed in the backward pass
 

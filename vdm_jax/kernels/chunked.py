@@ -16,33 +16,41 @@ recomputes p_ij = exp(s_ij - lambda_i). With delta_i = dout_i . out_i (ibid., al
 
     dv_j = sum_i p_ij dout_i,   ds_ij = p_ij (dout_i . v_j - delta_i),                        (2)
     dq_i = sum_j ds_ij k_j,     dk_j = sum_i ds_ij q_i.
-
-Rows are independent. Under a mesh that divides them each device loops over its own rows, as often
-as they need: the loops hold no collective.
 """
 
 from __future__ import annotations
 
-import functools
-import math
+import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax.linen import get_logical_axis_rules
-from jax.ad_checkpoint import checkpoint_name
 from jax.lax import dynamic_slice, dynamic_update_slice
-from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.axes import ROW
+from vdm_jax.kernels import spread
+from vdm_jax.kernels.kernel import HIDDEN, Saved
 
-HIDDEN = -1e30
 LARGEST = jnp.iinfo(jnp.int32).max
 NO_QUERY, NO_KEY = -2, -1  # ids of the slots that fill up the last block; no token has them
 # Measured on CPU (tests/benchmarks/attention.py): 64 skips most and its scores stay in the cache.
 # Elsewhere the cost of a turn of the loop counts, and blocks are larger.
 BLOCKS = {"cpu": 64}
 BLOCK_ELSEWHERE = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunked:
+    """The kernel; `block` tokens a block."""
+
+    block: int
+
+    def forward(
+        self, q: Array, k: Array, v: Array, q_group: Array, kv_group: Array
+    ) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
+        return _forward(self.block, q, k, v, q_group, kv_group)
+
+    def backward(self, saved: Saved, d_out: Float[Array, "b n h d"]) -> tuple[Array, Array, Array]:
+        return _backward(self.block, saved, d_out)
 
 
 def attend(
@@ -56,14 +64,7 @@ def attend(
 ) -> Float[Array, "b n h d"]:
     """The result of `dense.attend`; `block` tokens a block, by default what suits the platform."""
     block = block or BLOCKS.get(jax.default_backend(), BLOCK_ELSEWHERE)
-    run = functools.partial(_compiled, block)
-    axes = _row_axes(q.shape[0])
-    if axes:
-        rows = PartitionSpec(axes)
-        run = jax.shard_map(
-            run, in_specs=(rows,) * 5, out_specs=rows, axis_names=set(axes), check_vma=False
-        )
-    return run(q, k, v, q_group, kv_group)
+    return spread.attend(Chunked(block), q, k, v, q_group, kv_group)
 
 
 def meets(
@@ -90,30 +91,6 @@ def _ranges(group: Int[Array, "b n"], block: int) -> tuple[Array, Array]:
     high = jnp.pad(ids, ((0, 0), (0, fill)), constant_values=-1)
     cut = (ids.shape[0], -1, block)
     return low.reshape(cut).min(-1), high.reshape(cut).max(-1)
-
-
-def _row_axes(rows: int) -> tuple[str, ...]:
-    """The axes of the ambient mesh over which rows are divided; none if they do not divide."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return ()
-    rule = dict(get_logical_axis_rules()).get(ROW) or ()
-    names = (rule,) if isinstance(rule, str) else tuple(rule)
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    axes = tuple(a for a in names if kinds.get(a) == AxisType.Auto and mesh.shape[a] > 1)
-    return axes if rows % math.prod(mesh.shape[a] for a in axes) == 0 else ()
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(block, q, k, v, q_group, kv_group):
-    return _forward(block, q, k, v, q_group, kv_group)[0]
-
-
-def _save(block, q, k, v, q_group, kv_group):
-    out, lse = _forward(block, q, k, v, q_group, kv_group)
-    # Names for remat policies: kept, they spare the backward pass a second forward pass.
-    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
-    return out, (q, k, v, q_group, kv_group, out, lse)
 
 
 def _forward(block, q, k, v, q_group, kv_group):
@@ -147,7 +124,7 @@ def _forward(block, q, k, v, q_group, kv_group):
         _, mu, norm, total = jax.lax.while_loop(lambda s: s[0] < lengths[row, here], turn, start)
         seen = norm > 0
         norm = jnp.where(seen, norm, 1)
-        return (total / norm[..., None]).astype(dtype), jnp.where(seen, mu + jnp.log(norm), 0)
+        return (total / norm[..., None]).astype(dtype), jnp.where(seen, mu + jnp.log(norm), HIDDEN)
 
     out, lse = jax.lax.map(one, jnp.arange(b * blocks))
     return _heads_last(out, b)[:, :n], _tokens_last(lse, b)[..., :n]
@@ -180,8 +157,8 @@ def _backward(block, saved, d_out):
                 for x in (lse, delta)
             )
             visible = _ids(q_group, row, there, block)[:, None] == k_ids
-            p = jnp.exp(_scores(q_tile, k_tile) * scale - lse_tile)
-            p = jnp.where(visible, p, 0)
+            scores = jnp.where(visible, _scores(q_tile, k_tile) * scale, HIDDEN)
+            p = jnp.where(visible, jnp.exp(scores - lse_tile), 0)
             ds = p * (_scores(do_tile, v_tile) - delta_tile)
             dv = dv + _product("hqk,hqd->hkd", p, do_tile)
             dk = dk + _product("hqk,hqd->hkd", ds, q_tile)
@@ -198,12 +175,7 @@ def _backward(block, saved, d_out):
     dq = dq.swapaxes(1, 2)[:, :n] * scale
     dk, dv = _heads_last(dk, b)[:, :m] * scale, _heads_last(dv, b)[:, :m]
     dq, dk, dv = (x.astype(dtype) for x, dtype in zip((dq, dk, dv), types, strict=True))
-    return dq, dk, dv, None, None
-
-
-_attend.defvjp(_save, _backward)
-# Outside of a compiled step (a notebook, a test) every call would compile its loops anew.
-_compiled = jax.jit(_attend, static_argnums=0)
+    return dq, dk, dv
 
 
 def _worklist(met: Bool[Array, "b q k"]) -> tuple[Int[Array, "b q k"], Int[Array, "b q"]]:
