@@ -32,7 +32,11 @@ def exists(path: str) -> bool:
     if not remote.is_remote(path):
         return Path(path).is_file()
     system, inside = remote.file_system(path)
-    return remote.persistent(functools.partial(system.isfile, inside), inside)
+    try:  # not `isfile`, which takes every error for a no
+        found = remote.persistent(functools.partial(system.info, inside), inside)
+    except FileNotFoundError:
+        return False
+    return found["type"] == "file"
 
 
 def read(path: str) -> bytes:

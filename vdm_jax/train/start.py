@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from data_pipeline.text import Tokenizer
-from vdm_jax.config import UserError, build, from_json, problems, to_json
+from vdm_jax.config import UserError, build, from_json, problems, refuse, to_json
 from vdm_jax.train import lineage, log, outcome
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.feed import to_device
