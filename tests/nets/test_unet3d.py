@@ -1,0 +1,289 @@
+"""The video UNet: no leak between examples of a row, stills, inflation, order, published sizes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from tests.nets.rows import quick, random_like
+from vdm_jax.batch import Examples, Frames
+from vdm_jax.cond import Cond, Tokens
+from vdm_jax.config import UserError
+from vdm_jax.nets import spatial, temporal
+from vdm_jax.nets.clip import Clip, HeadCount, HeadWidth, TimeConvolution, as_tokens
+from vdm_jax.nets.positions import Sincos
+from vdm_jax.nets.relative import Shaw, T5Bias
+from vdm_jax.nets.spatial import Norm
+from vdm_jax.nets.temporal import Temporal
+from vdm_jax.nets.unet3d import ImageUNet, UNet3D
+
+CHANNELS, SIDE, WIDTH, TEXT = 3, 8, 8, 6
+BY_FRAME, BY_CLIP = Norm(groups=4), Norm(groups=4, scope="clip")
+HEADS = HeadCount(2)
+PARTS = {
+    "pseudo3d": Temporal(part=temporal.Pseudo3d(), at="after_conv"),
+    "convolutions": Temporal(part=temporal.Convolutions(norm=BY_CLIP), at="after_res"),
+    "attention": Temporal(
+        part=temporal.Attention(heads=HEADS, position=Sincos(axes="t")), at="after_sa"
+    ),
+    "shaw": Temporal(part=temporal.Attention(heads=HEADS, relative=Shaw(reach=2)), at="after_ca"),
+    "t5": Temporal(
+        part=temporal.Attention(heads=HEADS, relative=T5Bias(buckets=8, reach=6)), at="after_ff"
+    ),
+    "transformer": Temporal(
+        part=temporal.Transformer(heads=HEADS, inner=16, norm=BY_CLIP), at="after_attention"
+    ),
+}
+
+
+def rows(*layout, frames=6, seed=0, filler=0.0):
+    """(batch, time, condition): each row a tuple of (name, frames of the example)."""
+    b, e = len(layout), max(len(row) for row in layout)
+    x = np.full((b, frames, SIDE, SIDE, CHANNELS), filler)
+    words, owner = np.full((b, 2 * e, TEXT), filler), np.zeros((b, 2 * e), np.int32)
+    segment, position = np.zeros((b, frames), np.int32), np.zeros((b, frames), np.int32)
+    grid, time = np.zeros((b, e, 3), np.int32), np.zeros((b, e, 1))
+    vector = np.zeros((b, e, 5))
+    for r, row in enumerate(layout):
+        at = 0
+        for i, (name, count) in enumerate(row):
+            rng = np.random.default_rng([seed, name])
+            here = slice(at, at + count)
+            x[r, here] = rng.normal(size=(count, SIDE, SIDE, CHANNELS))
+            segment[r, here], position[r, here] = i + 1, np.arange(count)
+            words[r, 2 * i : 2 * i + 2] = rng.normal(size=(2, TEXT))
+            owner[r, 2 * i : 2 * i + 2] = i + 1
+            grid[r, i] = count, SIDE, SIDE
+            time[r, i], vector[r, i] = rng.uniform(0, 1000), rng.normal(size=5)
+            at += count
+    none = jnp.zeros((b, e), jnp.int32)
+    examples = Examples(
+        id=jnp.zeros((b, e, 2), jnp.uint32), visit=none, ordinal=none,
+        valid=jnp.asarray(grid[..., 0] > 0), grid=jnp.asarray(grid), fps=none.astype(jnp.float32),
+    )  # fmt: skip
+    batch = Frames(
+        x=jnp.asarray(x, jnp.float32), segment=jnp.asarray(segment),
+        position=jnp.asarray(position), examples=examples,
+    )  # fmt: skip
+    text = Tokens(x=jnp.asarray(words, jnp.float32), segment=jnp.asarray(owner))
+    cond = Cond(vector=jnp.asarray(vector, jnp.float32), tokens={"text": text})
+    return batch, jnp.asarray(time, jnp.float32), cond
+
+
+def image(**changes):
+    block = spatial.Transformer(heads=HEADS, norm=BY_FRAME, cross=("text",))
+    sizes = dict(width=WIDTH, mults=(1,), blocks=1, follow=(block,), middle=block, norm=BY_FRAME)
+    return ImageUNet(**sizes | changes)
+
+
+def unet(*parts, **changes):
+    return UNet3D(image=image(**changes), temporal=tuple(PARTS[p] for p in parts), cross=("text",))
+
+
+@functools.cache
+def prepared(parts, **changes):
+    """(compiled network, random parameters)."""
+    network = unet(*parts, **changes)
+    shapes = meta.unbox(jax.eval_shape(network.init, jax.random.key(0), *rows(((0, 6),))))
+    return quick(network.apply), {"params": random_like(shapes["params"])}
+
+
+EVERY = tuple(sorted(PARTS))
+
+
+def test_an_example_is_the_same_alone_and_among_others():
+    """Laws 2 and 3: what else lies in a row, and nan in its padding, change nothing."""
+    apply, params = prepared(EVERY)
+    together = apply(params, *rows(((0, 3), (1, 1), (2, 1)), ((3, 5),), filler=np.nan))
+    alone = apply(params, *rows(((0, 3),), ((3, 5),), filler=np.nan))
+    np.testing.assert_allclose(together[0, :3], alone[0, :3], atol=2e-5)
+    np.testing.assert_allclose(together[1, :5], alone[1, :5], atol=2e-5)
+    assert not np.any(together[0, 5:]) and not np.any(together[1, 5:])
+    assert np.abs(together[0, :5]).min((1, 2, 3)).max() > 0
+
+
+def test_no_gradient_passes_between_examples():
+    apply, params = prepared(EVERY)
+    batch, time, cond = rows(((0, 3), (1, 1), (2, 2)))
+
+    def out(x):
+        return jnp.sin(apply(params, batch.replace(x=x), time, cond)[0, :3]).sum()
+
+    slope = np.abs(jax.grad(out)(batch.x)).max((2, 3, 4))[0]
+    assert np.all(slope[:3] > 0) and np.all(slope[3:] == 0)
+
+
+def test_time_is_no_matter_to_a_still():
+    """A still in a video model is that still in the image model with the same weights."""
+    apply, params = prepared(EVERY)
+    plain, _ = prepared(())
+    spatial_only = {"params": without_time(params["params"])}
+    given = rows(((0, 1), (1, 1), (2, 1)))
+    np.testing.assert_allclose(apply(params, *given), plain(spatial_only, *given), atol=2e-5)
+    given = rows(((0, 3), (1, 1)))
+    moving = np.abs(apply(params, *given) - plain(spatial_only, *given)).max((2, 3, 4))[0]
+    assert np.all(moving[:3] > 1e-3) and np.all(moving[3:] < 2e-5)
+
+
+def without_time(params):
+    """Parameters of the image model among a video model's: the rest begin with their place."""
+    return {
+        name: without_time(child) if isinstance(child, dict) else child
+        for name, child in params.items()
+        if not name.startswith("after_")
+    }
+
+
+@pytest.mark.parametrize("part", EVERY)
+def test_inflation_is_the_identity(part):
+    """Law 4: with fresh parts a video model is the image model on each frame; not so trained."""
+    apply, params = prepared((part,))
+    plain, _ = prepared(())
+    given = rows(((0, 4), (1, 2)))
+    fresh = meta.unbox(unet(part).init(jax.random.key(1), *given))["params"]
+    inflated = {"params": merged(fresh, without_time(params["params"]))}
+    truth = plain({"params": without_time(params["params"])}, *given)
+    np.testing.assert_allclose(apply(inflated, *given), truth, atol=2e-5)
+    assert np.abs(apply(params, *given) - truth).max() > 1e-3
+
+
+def merged(fresh, trained):
+    return {
+        name: merged(child, trained.get(name, {})) if isinstance(child, dict)
+        else trained.get(name, child)
+        for name, child in fresh.items()
+    }  # fmt: skip
+
+
+def test_every_part_learns():
+    """Two steps down the slope from a fresh start reach every leaf that acts in time."""
+    network = unet(*EVERY)
+    given = rows(((0, 4), (1, 2)))
+    fresh = meta.unbox(network.init(jax.random.key(1), *given))["params"]
+    trained = without_time(prepared(EVERY)[1]["params"])
+    params = {"params": merged(fresh, trained)}
+
+    @quick
+    def slope(params):
+        return jax.grad(lambda p: jnp.square(network.apply(p, *given) - 1).mean())(params)
+
+    for _ in range(2):
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, slope(params))
+    still = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(slope(params))
+        if not np.any(leaf) and "after_" in jax.tree_util.keystr(path)
+    ]
+    assert still == []
+
+
+def test_without_positions_the_order_of_frames_is_no_matter():
+    given, (batch, time, cond) = rows(((0, 5),), frames=5), rows(((0, 5),), frames=5)
+    order = jnp.asarray([3, 0, 4, 1, 2])
+    turned = batch.replace(x=batch.x[:, order])
+    apply, params = prepared(("transformer",))
+    np.testing.assert_allclose(
+        apply(params, turned, time, cond), apply(params, *given)[:, order], atol=2e-5
+    )
+    for part in ("attention", "shaw", "t5", "pseudo3d"):
+        apply, params = prepared((part,))
+        off = apply(params, turned, time, cond) - apply(params, *given)[:, order]
+        assert np.abs(off).max() > 1e-3
+
+
+@pytest.mark.parametrize("scope", ["frame", "clip"])
+def test_norms_take_their_statistics_of_a_frame_or_of_an_example(scope):
+    """The trunk's own norms, against a mean and variance by NumPy."""
+    norm = spatial.Norm(groups=2, eps=1e-6, scope=scope)("norm")
+    batch, *_ = rows(((0, 3), (1, 2)))
+    around = Clip(as_tokens(batch), jnp.zeros((1, 6, 1)), batch.segment > 0, {})
+    x = jnp.asarray(np.random.default_rng(5).normal(2, 3, (1, 6, SIDE, SIDE, 4)), jnp.float32)
+    found = norm.apply({"params": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}}, x, around)
+    wholes = [[0], [1], [2], [3], [4]] if scope == "frame" else [[0, 1, 2], [3, 4]]
+    for whole in wholes:
+        for group in (slice(0, 2), slice(2, 4)):
+            part = np.asarray(x, np.float64)[0, whole][..., group]
+            truth = (part - part.mean()) / np.sqrt(part.var() + 1e-6)
+            np.testing.assert_allclose(found[0, whole][..., group], truth, atol=1e-5)
+
+
+def test_a_convolution_in_time_is_numpy_s():
+    batch, *_ = rows(((0, 4), (1, 1)))
+    around = Clip(as_tokens(batch), jnp.zeros((1, 6, 1)), batch.segment > 0, {})
+    rng = np.random.default_rng(0)
+    kernel, bias = rng.normal(size=(3, CHANNELS, 2)), rng.normal(size=2)
+    layer = TimeConvolution(2, (None, None))
+    found = layer.apply({"params": {"kernel": kernel, "bias": bias}}, batch.x, around)
+    series = np.asarray(batch.x, np.float64)[0, :4, 3, 5]
+    for out in range(2):
+        truth = sum(
+            np.convolve(series[:, c], kernel[::-1, c, out], mode="same") for c in range(CHANNELS)
+        )
+        np.testing.assert_allclose(found[0, :4, 3, 5, out], truth + bias[out], atol=1e-5)
+    np.testing.assert_allclose(found[0, 4], batch.x[0, 4] @ kernel[1] + bias, atol=1e-5)
+
+
+def test_modelscope_has_its_published_size():
+    """Spatial and temporal parameters of UNet3DConditionModel: 1,411,233,860 in all, of which
+    865,910,724 are Stable Diffusion 2.1's."""
+    block = spatial.Transformer(heads=HeadWidth(64), cross=("text",))
+    sizes = ImageUNet(
+        width=320, mults=(1, 2, 4, 4), follow=(block, block, block, None), middle=block,
+        channels_out=4,
+    )  # fmt: skip
+    parts = (
+        Temporal(part=temporal.Transformer(heads=HeadCount(8), inner=512), at="after_conv_in"),
+        Temporal(part=temporal.Convolutions(), at="after_res"),
+        Temporal(
+            part=temporal.Transformer(heads=HeadWidth(64)), at="after_attention", levels=(0, 1, 2)
+        ),
+    )
+    assert counted(UNet3D(image=sizes, cross=("text",)), 1024) == 865_910_724
+    assert counted(UNet3D(image=sizes, cross=("text",), temporal=parts), 1024) == 1_411_233_860
+
+
+def counted(network, text):
+    batch, time, cond = rows(((0, 2),), frames=2)
+    batch = batch.replace(x=jnp.zeros((1, 2, 16, 16, 4)))
+    words = cond.tokens["text"].replace(x=jnp.zeros((1, 2, text)))
+    cond = Cond(tokens={"text": words})
+    shapes = jax.eval_shape(network.init, jax.random.key(0), batch, time, cond)
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("resample", ["after", "before"])
+def test_sides_must_halve(resample):
+    network = unet(resample=resample, mults=(1, 2), follow=(None, None))
+    batch, time, cond = rows(((0, 2),))
+    odd = batch.replace(x=batch.x[:, :, :7])
+    with pytest.raises(UserError, match="the height at a level of the UNet is 7"):
+        jax.eval_shape(network.init, jax.random.key(0), odd, time, cond)
+    out = jax.eval_shape(network.init_with_output, jax.random.key(0), batch, time, cond)[0]
+    assert out.shape == batch.x.shape
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(follow=()), "image.follow has 0 entries, but mults makes 1 levels"),
+        (dict(resample="between"), "use 'after' or 'before'"),
+        (dict(time="multiply"), "use 'add' or 'scale_shift'"),
+        (dict(norm=Norm(groups=3)), "8 channels do not divide into 3 groups"),
+        (dict(blocks=(1, 1)), "image.blocks has 2 entries"),
+    ],
+)
+def test_a_mistake_is_one_sentence(changes, said):
+    with pytest.raises(UserError, match=said):
+        jax.eval_shape(unet(**changes).init, jax.random.key(0), *rows(((0, 2),)))
+
+
+def test_a_place_that_is_none_is_named():
+    one = Temporal(part=temporal.Pseudo3d(), at="after_convolution")
+    network = UNet3D(image=image(), temporal=(one,), cross=("text",))
+    with pytest.raises(
+        UserError, match=r"no place 'after_convolution'\. Did you mean 'after_conv'"
+    ):
+        jax.eval_shape(network.init, jax.random.key(0), *rows(((0, 2),)))

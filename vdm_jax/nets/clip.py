@@ -1,0 +1,220 @@
+"""What the blocks of a video UNet share: rows of frames, norms and convolutions over them.
+
+Spatial work is folded: a convolution or an attention of pictures sees (b f) of them, which runs
+twice as fast as 1 x 3 x 3 kernels do. Work in time never passes from one example of a row to the
+next, and leaves stills as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, Bool, Float, Int
+
+from vdm_jax.axes import EMBED
+from vdm_jax.batch import Frames, Packed
+from vdm_jax.config import UserError
+from vdm_jax.nets.layers import ONE, XAVIER, ZERO, parameter
+from vdm_jax.types import Count, Positive, Video
+
+Scope = Literal["frame", "clip"]
+
+
+@struct.dataclass
+class Context:
+    """One condition's tokens, and who may see them."""
+
+    x: Float[Array, "b l c"]
+    q_group: Int[Array, "b f"]
+    kv_group: Int[Array, "b l"]
+
+
+@struct.dataclass
+class Clip:
+    """What every block is given besides the pictures.
+
+    Attributes:
+      frames: the row's frames as tokens, without values: who is who, and when.
+      time: embedding of each frame's noise level, with the condition's vector added.
+      moving: frames of examples that have more than one; parts that act in time leave the rest.
+    """
+
+    frames: Packed
+    time: Float[Array, "b f d"]
+    moving: Bool[Array, "b f"]
+    context: Mapping[str, Context]
+
+    @property
+    def segment(self) -> Int[Array, "b f"]:
+        return self.frames.segment
+
+
+def as_tokens(batch: Frames) -> Packed:
+    """Frames as tokens of width 0 at (t, 0, 0), of grids (t, 1, 1)."""
+    b, f = batch.segment.shape
+    at = batch.position
+    examples: Any = batch.examples
+    return Packed(
+        x=jnp.zeros((b, f, 0)),
+        segment=batch.segment,
+        position=jnp.stack([at, jnp.zeros_like(at), jnp.zeros_like(at)], axis=-1),
+        raster=at,
+        examples=examples.replace(grid=examples.grid.at[..., 1:].set(1)),
+        level=batch.level,
+    )
+
+
+class Heads(Protocol):
+    def __call__(self, width: int) -> int:
+        """How many heads so many features have."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadCount:
+    """As many heads whatever the width."""
+
+    count: Count
+
+    def __call__(self, width):
+        return _divided(width, self.count)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadWidth:
+    """Heads of so many features."""
+
+    features: Count
+
+    def __call__(self, width):
+        return width // _divided(width, self.features)
+
+
+def _divided(width: int, by: int) -> int:
+    if width % by:
+        raise UserError(f"{width} features do not divide into heads by {by}; change either.")
+    return by
+
+
+class GroupNorm(nn.Module):
+    """(x - mean) / sqrt(var + eps) over groups of channels, then a learnt scale and shift.
+
+    Attributes:
+      over: what statistics are taken of: each 'frame', or all frames of an example ('clip').
+        Weights have the same shape either way, so a wrong choice shows in results only.
+    """
+
+    groups: Count = 32
+    eps: Positive = 1e-5
+    over: Scope = "frame"
+
+    @nn.compact
+    def __call__(self, x: Video, clip: Clip) -> Video:
+        """Raises: UserError, channels that do not divide into groups."""
+        b, f, h, w, c = x.shape
+        if c % self.groups:
+            raise UserError(f"{c} channels do not divide into {self.groups} groups of a norm.")
+        wide = x.astype(jnp.float32).reshape(b, f, h * w, self.groups, -1)
+        mean = self._pooled(wide.mean((2, 4)), clip)
+        centred = wide - mean[:, :, None, :, None]
+        variance = self._pooled(jnp.square(centred).mean((2, 4)), clip)
+        out = centred * jax.lax.rsqrt(variance + self.eps)[:, :, None, :, None]
+        out = out.reshape(x.shape) * parameter(self, "scale", ONE, (EMBED,), (c,))
+        return (out + parameter(self, "bias", ZERO, (EMBED,), (c,))).astype(x.dtype)
+
+    def _pooled(self, values: Float[Array, "b f g"], clip: Clip) -> Float[Array, "b f g"]:
+        if self.over == "frame":
+            return values
+        if self.over != "clip":
+            raise UserError(f"a norm's scope is '{self.over}'; use 'frame' or 'clip'.")
+        member = clip.frames.membership()
+        count = jnp.maximum(member.sum(-1), 1)[..., None]
+        each = jnp.einsum("bef,bfg->beg", member, values) / count
+        return jnp.einsum("bef,beg->bfg", member, each)
+
+
+class Convolution(nn.Module):
+    """A convolution of every picture by itself.
+
+    Attributes:
+      axes: logical names of the channels (in, out).
+      stride: 2 halves height and width.
+    """
+
+    features: Count
+    axes: tuple[str | None, str | None]
+    size: Count = 3
+    stride: Count = 1
+    start: Initializer = XAVIER
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Video) -> Video:
+        b, f = x.shape[:2]
+        layer = nn.Conv(
+            self.features,
+            (self.size, self.size),
+            strides=self.stride,
+            # Of even sizes 'SAME' pads one side more than networks trained elsewhere do.
+            padding=self.size // 2,
+            dtype=jnp.dtype(self.dtype),
+            param_dtype=jnp.float32,
+            kernel_init=nn.with_logical_partitioning(self.start, (None, None, *self.axes)),
+            bias_init=nn.with_logical_partitioning(ZERO, self.axes[1:]),
+            name="kernel",
+        )
+        out = layer(x.reshape(b * f, *x.shape[2:]))
+        return out.reshape(b, f, *out.shape[1:])
+
+
+class TimeConvolution(nn.Module):
+    """A convolution over the frames of an example, each place by itself:
+
+        out_f = sum_j x_(f + j) W_j + bias,   j = -(size // 2) .. size // 2,                     (1)
+
+    with nothing where frame f + j is not of the same example.
+    """
+
+    features: Count
+    axes: tuple[str | None, str | None]
+    size: Count = 3
+    start: Initializer = XAVIER
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Video, clip: Clip) -> Video:
+        """Raises: UserError, a size that has no middle."""
+        if self.size % 2 == 0:
+            raise UserError(f"a convolution in time has size {self.size}; it must be odd.")
+        shape = (self.size, x.shape[-1], self.features)
+        kernel = parameter(self, "kernel", self.start, (None, *self.axes), shape)
+        bias = parameter(self, "bias", ZERO, self.axes[1:], (self.features,))
+        reach = range(-(self.size // 2), self.size // 2 + 1)
+        seen = jnp.concatenate([moved(x, clip.segment, by) for by in reach], axis=-1)
+        seen, kernel = seen.astype(self.dtype), kernel.astype(self.dtype)
+        return seen @ kernel.reshape(-1, self.features) + bias.astype(self.dtype)
+
+
+def moved(x: Video, segment: Int[Array, "b f"], by: int) -> Video:
+    """Frame f + `by` in place of frame f, zeros where that is not of the same example."""
+    f = x.shape[1]
+    before, after = max(-by, 0), max(by, 0)
+
+    def shift(values: Array) -> Array:
+        edges = ((0, 0), (before, after)) + ((0, 0),) * (values.ndim - 2)
+        return jnp.pad(values, edges)[:, after : after + f]
+
+    same = (shift(segment) == segment) & (segment > 0)
+    return jnp.where(same[..., None, None, None], shift(x), 0)
+
+
+def identity(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    """An initializer: the convolution over time that changes nothing."""
+    del key
+    return jnp.zeros(shape, dtype).at[shape[0] // 2].set(jnp.eye(shape[1], shape[2], dtype=dtype))

@@ -1,0 +1,257 @@
+"""Parts of a video UNet that act in time, and the places where they may stand.
+
+A `Temporal` puts a part at a place; a video UNet is an image UNet and a tuple of them:
+
+    after_conv_in                     of the UNet
+    after_conv, after_res             of a residual block
+    after_sa, after_ca, after_ff      within a block's attention, after_block at its end
+    after_attention                   after all of it
+    after_level                       at the end of a level
+
+Parts keep the shape. They see each place of the picture through the frames of its example; frames
+of examples that have only one are left as they are, unless `on_single` is 'attend'. What a fresh
+part does (`init`) is data: nothing at all, where an image model is to be inflated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, Protocol, get_args
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+from jax.nn.initializers import Initializer
+from jaxtyping import Array
+
+from vdm_jax.axes import EMBED
+from vdm_jax.config import UserError, suggestion
+from vdm_jax.kernels import attend
+from vdm_jax.nets.clip import Clip, Heads, TimeConvolution, identity
+from vdm_jax.nets.layers import XAVIER, ZERO, LayerNorm, dense
+from vdm_jax.nets.positions import Position, rotate
+from vdm_jax.nets.relative import Meet, Relative
+from vdm_jax.nets.spatial import GeGlu, MultiHead, Norm
+from vdm_jax.types import Count, Natural, Video
+
+Place = Literal[
+    "after_conv_in",
+    "after_conv",
+    "after_res",
+    "after_sa",
+    "after_ca",
+    "after_ff",
+    "after_block",
+    "after_attention",
+    "after_level",
+]
+MIDDLE = -1  # the level between the two ways; as wide as the last
+BY_CLIP = Norm(scope="clip")
+FINE_BY_CLIP = Norm(eps=1e-6, scope="clip")
+INIT: dict[str, Initializer] = {"zero": ZERO, "random": XAVIER}
+
+
+class Part(Protocol):
+    """A record of something that acts in time."""
+
+    def __call__(self, x: Video, clip: Clip, *, name: str, dtype: str) -> Video:
+        """Applies the part, its layers made in the calling module under `name`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Temporal:
+    """A part at a place.
+
+    Attributes:
+      levels: numbers of the levels, from 0, at which it stands; None is all.
+      middle: whether it stands in the middle too.
+      on_single: what it does to examples of one frame: 'skip' or 'attend'.
+    """
+
+    part: Part
+    at: Place
+    levels: tuple[int, ...] | None = None
+    middle: bool = True
+    on_single: Literal["skip", "attend"] = "skip"
+
+    def stands(self, place: str, level: int) -> bool:
+        """Whether it acts at this place of a level, or of the `MIDDLE`.
+
+        Raises: UserError, there is no such place.
+        """
+        if self.at not in get_args(Place):
+            raise UserError(f"there is no place '{self.at}'.{suggestion(self.at, get_args(Place))}")
+        if place != self.at:
+            return False
+        return self.middle if level == MIDDLE else self.levels is None or level in self.levels
+
+
+def insert(
+    temporal: Sequence[Temporal],
+    clip: Clip,
+    level: int,
+    dtype: str,
+    place: str,
+    x: Video,
+    nth: int = 0,
+) -> Video:
+    """Lets the parts act that stand at the `nth` place of this kind in the calling module."""
+    standing = [one for one in temporal if one.stands(place, level)]
+    for index, one in enumerate(standing):
+        y = one.part(x, clip, name=f"{place}_{nth}_{index}", dtype=dtype)
+        if one.on_single == "skip":
+            y = jnp.where(clip.moving[..., None, None, None], y, x)
+        elif one.on_single != "attend":
+            raise UserError(f"on_single is '{one.on_single}'; use 'skip' or 'attend'.")
+        x = y
+    return x
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pseudo3d:
+    """A convolution in time after one in space (Singer et al. 2022, section 3.2.1).
+
+    Its 'identity' start changes nothing.
+    """
+
+    size: Count = 3
+    init: Literal["identity", "random"] = "identity"
+
+    def __call__(self, x, clip, *, name, dtype):
+        init = {"identity": identity, "random": XAVIER}[self.init]
+        axes = (EMBED, None)
+        return TimeConvolution(x.shape[-1], axes, self.size, init, dtype, name=name)(x, clip)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convolutions:
+    """`count` x [norm, SiLU, convolution in time] and a way around them (Wang et al. 2023)."""
+
+    count: Count = 4
+    size: Count = 3
+    norm: Norm = BY_CLIP
+    init: Literal["zero", "random"] = "zero"
+
+    def __call__(self, x, clip, *, name, dtype):
+        return _Convolutions(self, dtype, name=name)(x, clip)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Each place attends to itself in the frames of its example.
+
+    Attributes:
+      position: added to what is projected, or turning queries and keys.
+      relative: what scores and values are told of the distance between two frames.
+      init: of the output layer.
+    """
+
+    heads: Heads
+    position: Position | None = None
+    relative: Relative | None = None
+    init: Literal["zero", "random"] = "zero"
+
+    def __call__(self, x, clip, *, name, dtype):
+        return _Attention(self, dtype, name=name)(x, clip)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transformer:
+    """A transformer over time: norm, in, attention twice, GEGLU, out, + input (Wang et al. 2023).
+
+    Attributes:
+      inner: features within; None is those of the input.
+    """
+
+    heads: Heads
+    inner: Natural | None = None
+    norm: Norm = FINE_BY_CLIP
+    position: Position | None = None
+    relative: Relative | None = None
+    init: Literal["zero", "random"] = "zero"
+
+    def __call__(self, x, clip, *, name, dtype):
+        return _Transformer(self, dtype, name=name)(x, clip)
+
+
+class _Convolutions(nn.Module):
+    record: Convolutions
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Video, clip: Clip) -> Video:
+        record, inner = self.record, x
+        for i in range(record.count):
+            last = i == record.count - 1
+            init = INIT[record.init] if last else XAVIER
+            inner = nn.silu(record.norm(f"norm_{i}")(inner, clip))
+            layer = TimeConvolution(
+                x.shape[-1], (EMBED, None), record.size, init, self.dtype, name=f"conv_{i}"
+            )
+            inner = layer(inner, clip)
+        return x + inner
+
+
+class _Attention(nn.Module):
+    record: Attention
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Video, clip: Clip) -> Video:
+        record = self.record
+        inner = LayerNorm(eps=1e-5, affine=True, name="norm")(x)
+        heads = record.heads(x.shape[-1])
+        return x + through_time(self, inner, clip, heads, INIT[record.init], "self")
+
+
+class _Transformer(nn.Module):
+    record: Transformer
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Video, clip: Clip) -> Video:
+        record, width = self.record, x.shape[-1]
+        features = record.inner or width
+        heads = record.heads(features)
+        inner = record.norm("norm")(x, clip)
+        inner = dense(features, (EMBED, None), name="in", dtype=self.dtype)(inner)
+        for i in range(2):
+            normed = LayerNorm(eps=1e-5, affine=True, name=f"norm_{i}")(inner)
+            inner = inner + through_time(self, normed, clip, heads, XAVIER, f"self_{i}")
+        layer = LayerNorm(eps=1e-5, affine=True, name="norm_mlp")
+        inner = inner + GeGlu(self.dtype, name="mlp")(layer(inner))
+        init = INIT[record.init]
+        return x + dense(width, (None, EMBED), name="out", dtype=self.dtype, init=init)(inner)
+
+
+def through_time(
+    module: _Attention | _Transformer,
+    x: Video,
+    clip: Clip,
+    heads: int,
+    init: Initializer,
+    name: str,
+) -> Video:
+    """Attention of each place to itself in other frames, by a layer of `module` called `name`."""
+    record, (b, _, h, w, c) = module.record, x.shape
+    sites = h * w
+    angles = None
+    if record.position is not None:
+        added = record.position.add(clip.frames, c)
+        x = x if added is None else x + added.astype(x.dtype)[:, :, None, None]
+        angles = record.position.angles(clip.frames, c // heads)
+    meet: Meet = attend
+    if record.relative is not None:
+        meet = record.relative.meet(module, name, heads, c // heads, clip.frames.position[..., 0])
+
+    def turned(q: Array, k: Array, v: Array, **groups: Array) -> Array:
+        if angles is not None:
+            at = jnp.repeat(angles, sites, axis=0)
+            q, k = rotate(q, at), rotate(k, at)
+        return meet(q, k, v, **groups)
+
+    rows = rearrange(x, "b f h w c -> (b h w) f c")
+    ids = jnp.repeat(clip.segment, sites, axis=0)
+    out = MultiHead(heads, module.dtype, init, meet=turned, name=name)(rows, rows, ids, ids)
+    return rearrange(out, "(b h w) f c -> b f h w c", b=b, h=h)
