@@ -27,7 +27,6 @@ import jax.numpy as jnp
 from jax.lax import dynamic_slice, dynamic_update_slice
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.kernels import spread
 from vdm_jax.kernels.kernel import HIDDEN, Saved
 
 LARGEST = jnp.iinfo(jnp.int32).max
@@ -53,18 +52,9 @@ class Chunked:
         return _backward(self.block, saved, d_out)
 
 
-def attend(
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b m h d"],
-    v: Float[Array, "b m h d"],
-    q_group: Int[Array, "b n"],
-    kv_group: Int[Array, "b m"],
-    *,
-    block: int | None = None,
-) -> Float[Array, "b n h d"]:
-    """The result of `dense.attend`; `block` tokens a block, by default what suits the platform."""
-    block = block or BLOCKS.get(jax.default_backend(), BLOCK_ELSEWHERE)
-    return spread.attend(Chunked(block), q, k, v, q_group, kv_group)
+def kernel() -> Chunked:
+    """In blocks that suit the platform."""
+    return Chunked(BLOCKS.get(jax.default_backend(), BLOCK_ELSEWHERE))
 
 
 def meets(
