@@ -65,13 +65,14 @@ def layout(rows: int, heads: int, *, q_axis: str, kv_axis: str, way: str | None 
       UserError: 'ulysses', and heads that do not divide.
     """
     queries, keys = mesh_axes(q_axis), mesh_axes(kv_axis)
-    divided = dict(rows=_dividing(ROW, rows), heads=_dividing(HEADS, heads), queries=queries)
+    whole = Layout(rows=_dividing(ROW, rows), heads=_dividing(HEADS, heads), queries=queries)
     if not queries or queries != keys:
-        return Layout(**divided)
-    refusal = ulysses.refusal(heads, devices(divided["heads"]), devices(queries))
+        return whole
+    refusal = ulysses.refusal(heads, devices(whole.heads), devices(queries))
     if way == "ulysses" and refusal:
         raise UserError(refusal)
-    return Layout(**divided, keys=keys, way=way or ("ring" if refusal else "ulysses"))
+    way = way or ("ring" if refusal else "ulysses")
+    return dataclasses.replace(whole, keys=keys, way=way)
 
 
 def attend(
