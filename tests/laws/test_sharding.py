@@ -114,9 +114,10 @@ def rows_are_divided(run, mesh, text):
     assert not re.search(rf"f32\[({rows},{tokens}|{rows * tokens}),{hidden}\]", text)
     assert f"f32[{rows},{share},{heads}," in text
     assert f"f32[{rows},{tokens},{heads}," not in text
-    ring = backbone.backend == "ring" or heads % mesh["seq"]
-    for collective, expected in (("collective-permute", ring), ("all-to-all", not ring)):
-        assert (f" {collective}(" in text) == bool(expected)
+    if backbone.backend == "ring" or heads % mesh["seq"]:
+        assert " collective-permute(" in text
+    else:
+        assert " all-to-all(" in text and f"f32[{rows},{tokens},{heads // mesh['seq']}," in text
 
 
 @pytest.mark.slow
