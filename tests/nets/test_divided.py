@@ -54,12 +54,15 @@ def total(params, x, text, batch, time, cond):
 
 
 def program():
-    """Compiled under the ambient mesh; a new function, so that JAX remembers no other mesh's."""
+    """(outputs and gradients, program), compiled under the ambient mesh."""
     params, batch, time, cond = inputs()
-    arguments = params, batch.x, cond.tokens["text"].x, batch, time, cond
-    step = quick(jax.value_and_grad(functools.partial(total), (0, 1, 2), has_aux=True))
-    compiled = step.lower(*arguments).compile()
-    return compiled(*arguments), compiled.as_text()
+    leaves, tree = jax.tree.flatten((params, batch.x, cond.tokens["text"].x, batch, time, cond))
+
+    def step(*leaves):
+        return jax.value_and_grad(total, (0, 1, 2), has_aux=True)(*tree.unflatten(leaves))
+
+    compiled = quick(step).lower(*leaves).compile()
+    return compiled(*leaves), compiled.as_text()
 
 
 @functools.cache
