@@ -259,6 +259,39 @@ def test_skipped_hops_touch_nothing():
         np.testing.assert_array_equal(one[:, :24], other[:, :24])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("way, sent", [("ring", "collective-permute"), ("ulysses", "all-to-all")])
+def test_a_kept_result_spares_the_second_pass(way, sent):
+    """By the loops and collectives of a layer's gradient when all, its result or nothing is kept.
+
+    Keys of the ring: k, v and ids once in the forward loop; twice in the backward pass, with two
+    gradients; these once more at the last hop and once home. Ulysses: q, k, v and out, there and
+    back; what is recomputed moves q, k and v again.
+    """
+    keep = jax.checkpoint_policies
+    q, *_, ids, _ = inputs("one_group")
+
+    def counts(policy):
+        def layer(x):
+            q, k, v = jnp.sin(x), jnp.cos(x), 2 * x
+            return attend(q, k, v, q_group=ids, kv_group=ids, backend=way)
+
+        def total(x):
+            kept = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+            return jnp.sin(jax.lax.scan(lambda x, _: (kept(x), None), x, length=2)[0]).sum()
+
+        with jax.set_mesh(mesh_of({"seq": 4})), nn.logical_axis_rules(RULES):
+            text = jax.jit(jax.grad(total)).lower(q).compile().as_text()
+        return tuple(len(re.findall(rf" {name}\(", text)) for name in ("while", sent))
+
+    everything = counts(keep.everything_saveable)
+    result = counts(keep.save_only_these_names("attention"))
+    nothing = counts(keep.nothing_saveable)
+    assert everything[1] == {"ring": 3 + 3 + (3 + 2) + 2 + 2, "ulysses": 4 + 4}[way]
+    assert result[0] == everything[0] < nothing[0]
+    assert result[1] == everything[1] + {"ring": 0, "ulysses": 3}[way]
+
+
 def test_the_way_is_chosen_by_heads():
     def way(mesh, heads, name=None, **axes):
         usual = dict(q_axis="token", kv_axis="token")
