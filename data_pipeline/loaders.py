@@ -383,7 +383,8 @@ class PackedVideo:
 
     def card(self) -> dict[str, Any]:
         """The data card of the manifests, `before` and `after` splits and conditions chose."""
-        before = [manifest.read(source.manifest).table for source in self.sources]
+        every = dict.fromkeys(source.manifest for source in self.sources)  # parts of one are one
+        before = [manifest.read(name).table for name in every]
         return {"before": card(before), "after": card([one.table for one in self._manifests])}
 
     def rows_of_step(self, step: int = 0) -> list[np.ndarray]:
