@@ -221,7 +221,7 @@ def test_whatever_is_said_becomes_one_clean_line(make, tmp_path, capsys):
         said = re.sub("[?\ufffd]+", "?", " ".join(row["captions"]))
         nothing = said in ("", tmp_path.name.replace("_", " "))
         # A megabyte beside a file is not read at all.
-        assert said == CLEAN[name] or nothing and name in ("empty", "long")
+        assert said == CLEAN[name] or (nothing and name in ("empty", "long"))
         assert all(len(one) <= 4096 and one.isprintable() for one in row["captions"])
         assert row["label"].isprintable() and len(row["label"]) <= 4096
     assert main(["card", str(tmp_path / "m")]) == 0
