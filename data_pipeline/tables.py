@@ -11,7 +11,9 @@ from rich.table import Table
 
 def tables(found: Mapping[str, Any]) -> Group:
     """What `report.summarise` found, and the data card beside it."""
-    return Group(_layouts(found), _plan(found), _card(found["card"]))
+    before, after = (found["card"][name] for name in ("before", "after"))
+    chosen = {"all": before} if before == after else {"before": before, "after": after}
+    return Group(_layouts(found), _plan(found), cards(chosen))
 
 
 def _layouts(found: Mapping[str, Any]) -> Table:
@@ -68,13 +70,12 @@ def _plan(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def _card(cards: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The set as it is, and what is left of it after splits and conditions."""
-    chosen = list(cards) if cards["before"] != cards["after"] else ["before"]
+def cards(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Data cards side by side: of a set as it is, and of what splits and conditions leave of it."""
     table = Table(title="the data")
-    for name in ("", *(chosen if len(chosen) > 1 else ["all"])):
+    for name in ("", *found):
         table.add_column(name, justify="right" if name else "left")
-    for name, cells in _facts([cards[one] for one in chosen]):
+    for name, cells in _facts(list(found.values())):
         table.add_row(name, *cells)
     return table
 
