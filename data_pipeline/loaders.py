@@ -93,7 +93,7 @@ class PackedVideo:
     )
     layout: Packed | Buckets = dataclasses.field(default_factory=Packed)
     holdout: float = 0.0
-    block: int = 4096
+    block: int = 2**16
     threads: int = 4
     prefetch_mib: int = 256
     memory_mib: int = 256

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+MANY_EMPTY = 0.01  # of the rows
+
 
 def tables(found: Mapping[str, Any]) -> Group:
     """What `report.summarise` found, and the data card beside it."""
@@ -39,6 +41,8 @@ def _layouts(found: Mapping[str, Any]) -> Table:
     line("... rows as they come", lambda one: f"{one['straggler_unbalanced']:.3f}")
     line("spread of images (at random)", lambda one: _spread(one, "images"))
     line("spread of work (at random)", lambda one: _spread(one, "work"))
+    if next(iter(layouts.values()))["empty_rows"] > MANY_EMPTY:
+        table.caption = "The last step of a block is filled up with empty rows: raise data.block."
     return table
 
 

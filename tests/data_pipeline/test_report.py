@@ -252,6 +252,11 @@ def test_the_table_says_what_was_found(made, capsys):
     said = console.export_text()
     for word in (f"{found['fill']:.2%}", "8 buckets", "trimmed", f"{CLIPS}", "motion"):
         assert word in said
+    first = next(iter(found["layouts"].values()))
+    for empty, advised in ((0.02, True), (0.002, False)):
+        first["empty_rows"] = empty
+        console.print(tables(found))
+        assert ("raise data.block" in console.export_text()) is advised
 
 
 @pytest.mark.parametrize(
