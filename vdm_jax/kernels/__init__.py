@@ -4,7 +4,10 @@
     kernel.py    what a kernel is: a forward and a backward pass that can be merged over keys
     spread.py    a kernel under a mesh: rows and heads over devices
     dense.py     the reference: the whole matrix of scores
+    blocks.py    which blocks of queries and keys can meet
     chunked.py   blocks of scores, only those whose groups can meet, recomputed in the backward pass
+    splash.py    the same on a TPU, by JAX's splash kernel
+    platform.py  what a program is traced for
 
 Every pattern of attention is a group id per token; see `attend`.
 """

@@ -15,19 +15,25 @@ import functools
 import logging
 from collections.abc import Callable
 
-import jax
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.config import UserError, suggestion
-from vdm_jax.kernels import chunked, dense
+from vdm_jax.kernels import chunked, dense, splash
+from vdm_jax.kernels.platform import platform
 
-BACKENDS: dict[str, Callable[..., Array]] = {"dense": dense.attend, "chunked": chunked.attend}
+BACKENDS: dict[str, Callable[..., Array]] = {
+    "dense": dense.attend,
+    "chunked": chunked.attend,
+    "splash": splash.attend,
+}
 BIASED = frozenset({"dense"})  # backends that take a bias
 
 # Measured by tests/benchmarks/attention.py on two CPU cores, forward and backward, five examples in
 # a row: as fast as masked dense at 128 tokens, 1.3 to 2.6 times faster at 192, 3 to 5 at 512, more
 # than 10 at 2048.
 CHUNKED_FROM = 192 * 192
+# Within one block nothing is skipped.
+SPLASH_FROM = splash.BLOCK**2
 # Elsewhere dense runs until its scores, kept for the backward pass, fill this many bytes.
 SCORE_BYTES = 2**31
 
@@ -57,7 +63,7 @@ def attend(
     b, n, h, _ = q.shape
     m = k.shape[1]
     if backend is None:
-        backend = choose(jax.default_backend(), rows=b, queries=n, keys=m, heads=h)
+        backend = choose(platform(), rows=b, queries=n, keys=m, heads=h)
         backend = backend if bias is None or backend in BIASED else "dense"
         _announce(backend, n, m)
     if backend not in BACKENDS:
@@ -73,7 +79,10 @@ def choose(platform: str, *, rows: int, queries: int, keys: int, heads: int) -> 
     """The backend for a platform ('cpu', 'gpu', 'tpu') and a shape, known when tracing."""
     if platform == "cpu":
         return "chunked" if queries * keys >= CHUNKED_FROM else "dense"
-    return "chunked" if 4 * rows * heads * queries * keys > SCORE_BYTES else "dense"
+    large = 4 * rows * heads * queries * keys > SCORE_BYTES
+    if platform == "tpu":
+        return "splash" if large or queries * keys > SPLASH_FROM else "dense"
+    return "chunked" if large else "dense"
 
 
 @functools.cache
