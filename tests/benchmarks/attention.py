@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vdm_jax.kernels import blocks, choose, chunked, dense
+from vdm_jax.kernels import blocks, choose, chunked, dense, kernel
 
 SEGMENTS = 5
 ROUNDS = 7
@@ -59,7 +59,7 @@ def measure(shape: tuple[int, int, int, int]) -> dict[str, object]:
     rows, length, heads, dim = shape
     steps = {"dense": compiled(dense.attend, arguments)}
     for block in BLOCKS:
-        attend = functools.partial(chunked.attend, block=block)
+        attend = functools.partial(kernel.attend, chunked.Chunked(block))
         steps[f"chunked/{block}"] = compiled(attend, arguments)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(ROUNDS + 1):

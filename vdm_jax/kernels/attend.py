@@ -17,16 +17,15 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float, Int
 
+from vdm_jax.axes import TOKEN
 from vdm_jax.config import UserError, suggestion
-from vdm_jax.kernels import chunked, dense, splash
+from vdm_jax.kernels import chunked, dense, splash, spread
+from vdm_jax.kernels.kernel import Kernel
 from vdm_jax.kernels.platform import platform
+from vdm_jax.kernels.spread import WAYS, Layout
 
-BACKENDS: dict[str, Callable[..., Array]] = {
-    "dense": dense.attend,
-    "chunked": chunked.attend,
-    "splash": splash.attend,
-}
-BIASED = frozenset({"dense"})  # backends that take a bias
+KERNELS: dict[str, Callable[[], Kernel]] = {"chunked": chunked.kernel, "splash": splash.kernel}
+BACKENDS = ("dense", *KERNELS)
 
 # Measured by tests/benchmarks/attention.py on two CPU cores, forward and backward, five examples in
 # a row: as fast as masked dense at 128 tokens, 1.3 to 2.6 times faster at 192, 3 to 5 at 512, more
@@ -47,6 +46,8 @@ def attend(
     *,
     q_group: Int[Array, "b n"],
     kv_group: Int[Array, "b m"],
+    q_axis: str = TOKEN,
+    kv_axis: str = TOKEN,
     bias: Float[Array, "#b #h #n #m"] | None = None,
     backend: str | None = None,
 ) -> Float[Array, "b n h d"]:
@@ -54,25 +55,34 @@ def attend(
 
     Args:
       q_group, kv_group: ids >= 0 in any order; contiguous ids let backends skip more.
-      bias: added to the scaled scores.
-      backend: a name of `BACKENDS`; None chooses by platform and shape.
+      q_axis, kv_axis: logical axes of the tokens; where a mesh divides them, see `spread.py`.
+      bias: added to the scaled scores; the backend must be 'dense'.
+      backend: a name of `BACKENDS`; or one of `WAYS`, to divided keys; None chooses both.
 
     Raises:
-      UserError: no such backend, or one that takes no bias is given one.
+      UserError: no such backend, one that takes no bias is given one, or 'ulysses' for heads that
+        do not divide.
     """
+    if backend is not None and backend not in (*BACKENDS, *WAYS):
+        raise UserError(
+            f"there is no attention '{backend}'.{suggestion(backend, (*BACKENDS, *WAYS))}"
+        )
+    if bias is not None and backend not in ("dense", None):
+        raise UserError(f"attention '{backend}' takes no bias; use 'dense'.")
     b, n, h, _ = q.shape
     m = k.shape[1]
-    if backend is None:
+    way = backend if backend in WAYS else None
+    over = spread.layout(b, h, q_axis=q_axis, kv_axis=kv_axis, way=way)
+    if backend is None or way:
         backend = choose(platform(), rows=b, queries=n, keys=m, heads=h)
-        backend = backend if bias is None or backend in BIASED else "dense"
-        _announce(backend, n, m)
-    if backend not in BACKENDS:
-        raise UserError(f"there is no attention '{backend}'.{suggestion(backend, BACKENDS)}")
-    if bias is None:
-        return BACKENDS[backend](q, k, v, q_group, kv_group)
-    if backend not in BIASED:
-        raise UserError(f"attention '{backend}' takes no bias; use 'dense'.")
-    return BACKENDS[backend](q, k, v, q_group, kv_group, bias)
+        if bias is not None:
+            backend = "dense"
+        elif over.way and backend == "dense":  # which cannot merge what it finds on each device
+            backend = "splash" if platform() == "tpu" else "chunked"
+        _announce(backend, n, m, over)
+    if backend == "dense":
+        return dense.attend(q, k, v, q_group, kv_group, bias)
+    return spread.attend(KERNELS[backend](), q, k, v, q_group, kv_group, over=over)
 
 
 def choose(platform: str, *, rows: int, queries: int, keys: int, heads: int) -> str:
@@ -86,5 +96,6 @@ def choose(platform: str, *, rows: int, queries: int, keys: int, heads: int) -> 
 
 
 @functools.cache
-def _announce(backend: str, queries: int, keys: int) -> None:
-    _log.info("attention of %d queries to %d keys: %s", queries, keys, backend)
+def _announce(backend: str, queries: int, keys: int, over: Layout) -> None:
+    where = f", {over.way} over {' x '.join(over.keys)}" if over.way else ""
+    _log.info("attention of %d queries to %d keys: %s%s", queries, keys, backend, where)

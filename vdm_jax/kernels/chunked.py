@@ -23,7 +23,6 @@ import jax.numpy as jnp
 from jax.lax import dynamic_slice, dynamic_update_slice
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.kernels import spread
 from vdm_jax.kernels.blocks import NO_KEY, NO_QUERY, fill, meets, worklist
 from vdm_jax.kernels.kernel import HIDDEN, Saved
 from vdm_jax.kernels.platform import platform
@@ -49,18 +48,9 @@ class Chunked:
         return _backward(self.block, saved, d_out)
 
 
-def attend(
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b m h d"],
-    v: Float[Array, "b m h d"],
-    q_group: Int[Array, "b n"],
-    kv_group: Int[Array, "b m"],
-    *,
-    block: int | None = None,
-) -> Float[Array, "b n h d"]:
-    """The result of `dense.attend`; `block` tokens a block, by default what suits the platform."""
-    block = block or BLOCKS.get(platform(), BLOCK_ELSEWHERE)
-    return spread.attend(Chunked(block), q, k, v, q_group, kv_group)
+def kernel() -> Chunked:
+    """In blocks that suit the platform."""
+    return Chunked(BLOCKS.get(platform(), BLOCK_ELSEWHERE))
 
 
 def _forward(block, q, k, v, q_group, kv_group):

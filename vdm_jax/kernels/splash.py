@@ -17,13 +17,13 @@ All that is private to JAX is in this file.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from vdm_jax.kernels import spread
 from vdm_jax.kernels.blocks import NO_KEY, NO_QUERY, fill, meets, worklist
 from vdm_jax.kernels.kernel import HIDDEN, Saved
 from vdm_jax.kernels.platform import platform
@@ -39,27 +39,27 @@ class Splash:
     """The kernel.
 
     Attributes:
-      q_block, kv_block: tokens in a block of queries and of keys, multiples of 128.
+      block: at most so many tokens in a block of queries and of keys, a multiple of 128.
       interpret: run by JAX's interpreter, on any platform, as slowly as it gets.
     """
 
-    q_block: int
-    kv_block: int
+    block: int
     interpret: bool
 
     def forward(
         self, q: Array, k: Array, v: Array, q_group: Array, kv_group: Array
     ) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
         b, n, _, _ = q.shape
+        sizes = self._sizes(q, k)
         out, (lse,) = splash._splash_attention_forward(
-            block_map(meets(q_group, kv_group, self.q_block, self.kv_block)),
-            *self._sequences(q, k, v),
-            self._ids(q_group, kv_group),
+            block_map(meets(q_group, kv_group, *sizes)),
+            *_sequences(q, k, v, sizes),
+            _ids(q_group, kv_group, sizes),
             sinks=None,
             save_residuals=True,
-            **self._options(),
+            **self._options(sizes),
         )
-        lse = _split(lse, b)[..., :n].swapaxes(0, 1)
+        lse = lse.reshape(lse.shape[0], b, -1)[..., :n].swapaxes(0, 1)
         # A query without a visible key averages what it was given to see, with weight exp(HIDDEN);
         # one whose list was empty divides 0 by 0.
         seen = lse > HIDDEN
@@ -68,78 +68,56 @@ class Splash:
 
     def backward(self, saved: Saved, d_out: Float[Array, "b n h d"]) -> tuple[Array, Array, Array]:
         q, k, v, q_group, kv_group, out, lse = saved
-        b, n, _, d = q.shape
-        m = k.shape[1]
-        met = meets(q_group, kv_group, self.q_block, self.kv_block)
+        (b, n, h, d), m = q.shape, k.shape[1]
+        sizes = self._sizes(q, k)
+        met = meets(q_group, kv_group, *sizes)
         # exp(HIDDEN - 0) = 0: so a query that saw nothing gives nothing.
         lse = jnp.where(lse > HIDDEN, lse, 0).swapaxes(0, 1)
-        lse = jnp.pad(lse, ((0, 0), (0, 0), (0, -n % self.q_block)))
+        lse = jnp.pad(lse, ((0, 0), (0, 0), (0, -n % sizes[0]))).reshape(h, -1)
         *_, dq, dk, dv, _, _ = splash._splash_attention_bwd(
             save_residuals=False,
             res=(
-                *self._sequences(q, k, v),
-                self._ids(q_group, kv_group),
-                None,
-                _sequence(out, self.q_block),
-                lse.reshape(lse.shape[0], -1),
+                *_sequences(q, k, v, sizes),
+                _ids(q_group, kv_group, sizes),
+                None,  # sinks
+                _sequence(out, sizes[0]),
+                lse,
                 block_map(met),
                 block_map(met.swapaxes(1, 2), transposed=True),
             ),
-            do=_sequence(d_out.astype(out.dtype), self.q_block),
-            **self._options(),
+            do=_sequence(d_out.astype(out.dtype), sizes[0]),
+            **self._options(sizes),
         )
         dq = (_rows(dq, b)[:, :n].astype(jnp.float32) * d**-0.5).astype(q.dtype)
         return dq, _rows(dk, b)[:, :m], _rows(dv, b)[:, :m]
 
-    def _sequences(self, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-        # The kernel does not scale. In bf16 the product is one more rounding of the kind q has had.
-        q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
-        blocks = (self.q_block, self.kv_block, self.kv_block)
-        q, k, v = (_sequence(x, size) for x, size in zip((q, k, v), blocks, strict=True))
-        return q, k, v
+    def _sizes(self, q: Array, k: Array) -> tuple[int, int]:
+        """Tokens in a block of queries and in one of keys: no more than there are."""
+        filled = (-(-x.shape[1] // LANES) * LANES for x in (q, k))
+        queries, keys = (min(self.block, length) for length in filled)
+        return queries, keys
 
-    def _ids(self, q_group: Array, kv_group: Array) -> splash.SegmentIds:
-        return splash.SegmentIds(
-            q=fill(q_group, self.q_block, NO_QUERY).reshape(-1),
-            kv=fill(kv_group, self.kv_block, NO_KEY).reshape(-1),
-        )
-
-    def _options(self) -> dict[str, object]:
-        q, kv = self.q_block, self.kv_block
+    def _options(self, sizes: tuple[int, int]) -> dict[str, Any]:
+        queries, keys = sizes
+        blocks = splash.BlockSizes(
+            block_q=queries, block_kv=keys,
+            block_q_dkv=queries, block_kv_dkv=keys,
+            block_q_dq=queries, block_kv_dq=keys,
+        )  # fmt: skip
         return dict(
             mask_value=HIDDEN,
             is_mqa=False,
-            block_sizes=splash.BlockSizes(
-                block_q=q, block_kv=kv,
-                block_q_dkv=q, block_kv_dkv=kv,
-                block_q_dq=q, block_kv_dq=kv,
-            ),
+            block_sizes=blocks,
             residual_checkpoint_name=None,
             mask_function=None,
             attn_logits_soft_cap=None,
             interpret=self.interpret,
-        )  # fmt: skip
+        )
 
 
-def attend(
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b m h d"],
-    v: Float[Array, "b m h d"],
-    q_group: Int[Array, "b n"],
-    kv_group: Int[Array, "b m"],
-) -> Float[Array, "b n h d"]:
-    """The result of `dense.attend`; off a TPU the kernel is interpreted."""
-    kernel = Splash(
-        q_block=block_for(q.shape[1]),
-        kv_block=block_for(k.shape[1]),
-        interpret=platform() != "tpu",
-    )
-    return spread.attend(kernel, q, k, v, q_group, kv_group)
-
-
-def block_for(length: int) -> int:
-    """Tokens in a block of a row that long."""
-    return min(BLOCK, -(-length // LANES) * LANES)
+def kernel() -> Splash:
+    """In blocks that suit a TPU; on other platforms it is interpreted."""
+    return Splash(block=BLOCK, interpret=platform() != "tpu")
 
 
 def block_map(met: Bool[Array, "b q k"], *, transposed: bool = False) -> MaskInfo:
@@ -169,15 +147,24 @@ def block_map(met: Bool[Array, "b q k"], *, transposed: bool = False) -> MaskInf
     )
 
 
+def _sequences(q: Array, k: Array, v: Array, sizes: tuple[int, int]) -> tuple[Array, Array, Array]:
+    # The kernel does not scale. In bf16 the product is one more rounding of the kind q has had.
+    q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+    return _sequence(q, sizes[0]), _sequence(k, sizes[1]), _sequence(v, sizes[1])
+
+
+def _ids(q_group: Array, kv_group: Array, sizes: tuple[int, int]) -> splash.SegmentIds:
+    return splash.SegmentIds(
+        q=fill(q_group, sizes[0], NO_QUERY).reshape(-1),
+        kv=fill(kv_group, sizes[1], NO_KEY).reshape(-1),
+    )
+
+
 def _sequence(x: Float[Array, "b n h d"], block: int) -> Float[Array, "h s d"]:
-    b, n, h, d = x.shape
+    _, n, h, d = x.shape
     x = jnp.pad(x, ((0, 0), (0, -n % block), (0, 0), (0, 0)))
     return x.reshape(-1, h, d).swapaxes(0, 1)
 
 
 def _rows(x: Float[Array, "h s d"], b: int) -> Float[Array, "b n h d"]:
     return x.swapaxes(0, 1).reshape(b, -1, x.shape[0], x.shape[2])
-
-
-def _split(x: Float[Array, "h s"], b: int) -> Float[Array, "h b n"]:
-    return x.reshape(x.shape[0], b, -1)

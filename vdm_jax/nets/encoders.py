@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.axes import EMBED, VOCAB
+from vdm_jax.axes import EMBED, TEXT, VOCAB
 from vdm_jax.config import UserError
 from vdm_jax.kernels import attend
 from vdm_jax.nets.attention import merge, project
@@ -67,8 +67,12 @@ class TextBlock(nn.Module):
     def __call__(self, x: Float[Array, "m l d"], mask: Bool[Array, "m l"]) -> Float[Array, "m l d"]:
         width = x.shape[-1]
         inner = LayerNorm(affine=True, name="attention_norm")(x)
-        q, k, v = (project(inner, n, self.heads, self.dtype) for n in ("query", "key", "value"))
+        q, k, v = (
+            project(inner, name, self.heads, self.dtype, axes=(TEXT, EMBED))
+            for name in ("query", "key", "value")
+        )
         group = mask.astype(jnp.int32)
-        x = x + merge(attend(q, k, v, q_group=group, kv_group=group), width, self.dtype)
+        out = attend(q, k, v, q_group=group, kv_group=group, q_axis=TEXT, kv_axis=TEXT)
+        x = x + merge(out, width, self.dtype)
         inner = LayerNorm(affine=True, name="mlp_norm")(x)
         return x + Mlp(hidden=4 * width, dtype=self.dtype, name="mlp")(inner)
