@@ -102,7 +102,8 @@ class Program:
 def mesh_of(shape):
     count = int(np.prod([*shape.values()]))
     kinds = (AxisType.Auto,) * len(shape)
-    return jax.make_mesh(tuple(shape.values()), tuple(shape), kinds, devices=jax.devices()[:count])
+    sizes, devices = tuple(shape.values()), jax.devices()[:count]
+    return jax.make_mesh(sizes, tuple(shape), axis_types=kinds, devices=devices)
 
 
 def compiled(shape, on, arrays, rules=RULES):

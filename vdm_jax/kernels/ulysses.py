@@ -41,6 +41,7 @@ def attend(
 
 def refusal(heads: int, tensor: int, seq: int) -> str | None:
     """Why so many heads cannot be divided over `tensor` and then `seq` devices, in a sentence."""
+    tensor = tensor if heads % tensor == 0 else 1  # heads that do not divide are whole
     if heads // tensor % seq == 0:
         return None
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,13 @@ from data_pipeline import rows
 from data_pipeline.blocks import PIXELS
 from data_pipeline.latents import AGAIN
 from data_pipeline.loaders import PackedVideo
+from vdm_jax.axes import HEADS, TOKEN
 from vdm_jax.config import UserError
 from vdm_jax.features import encoder_hash
+from vdm_jax.kernels import ulysses
 from vdm_jax.objectives.denoise import Objective
 from vdm_jax.parallel.mesh import sizes_of
+from vdm_jax.parallel.rules import TABLES, mesh_axes
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import Optimizer
 from vdm_jax.types import Count, Natural
@@ -73,10 +77,10 @@ class Run:
         """Everything wrong with this run on so many devices, one sentence each."""
         found = self.stage.problems()
         try:
-            data, fsdp, seq, _ = sizes_of(self.mesh, devices)
+            data, fsdp, seq, tensor = sizes_of(self.mesh, devices)
         except UserError as error:
             found.append(str(error))
-            data = fsdp = seq = 1
+            data = fsdp = seq = tensor = 1
         found += self.data.problems(devices=data * fsdp, microbatches=self.microbatches)
         if self.data.tokens % seq:
             found.append(
@@ -88,6 +92,7 @@ class Run:
                 f"data.layout has rows that mesh axis seq of {seq} devices does not divide; set "
                 f"its multiple to {seq}."
             )
+        found += self._heads_problems(seq=seq, tensor=tensor)
         if tuple(self.data.patch) != tuple(self.stage.patch):
             found.append(f"data.patch is {self.data.patch}, stage.patch is {self.stage.patch}.")
         found += self._codec_problems() if not found else []
@@ -105,6 +110,18 @@ class Run:
             size = (prompt.frames, prompt.height, prompt.width)
             found += [f"prompts[{index}]: {line}" for line in size_problems(self.stage, size)]
         return found
+
+    def _heads_problems(self, **sizes: int) -> list[str]:
+        """Whether heads divide over the devices of a row, where the config says that they shall."""
+        backbone = self.stage.denoiser.backbone
+        if getattr(backbone, "backend", None) != "ulysses" or self.rules not in TABLES:
+            return []
+        tensor, seq = (
+            math.prod(sizes.get(axis, 1) for axis in mesh_axes(TABLES[self.rules].get(name)))
+            for name in (HEADS, TOKEN)
+        )
+        refusal = ulysses.refusal(backbone.heads, tensor, seq)
+        return [f"stage.denoiser.backbone.backend: {refusal}"] if refusal else []
 
     def _codec_problems(self) -> list[str]:
         """Whether the data are what the stage's codec makes, or pixels that it can be run on."""
