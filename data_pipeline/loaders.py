@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Collection, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ class PackedVideo:
     )
     layout: Packed | Buckets = dataclasses.field(default_factory=Packed)
     holdout: float = 0.0
-    block: int = 4096
+    block: int = 2**16
     threads: int = 4
     prefetch_mib: int = 256
     memory_mib: int = 256
@@ -335,7 +336,7 @@ class PackedVideo:
         The same whatever the seed of the run.
 
         Raises:
-          DataError: code 2, nothing is held out.
+          DataError: code 2, nothing is held out; code 3, none of it can be used.
         """
         held = self._split[1]
         source = np.repeat(np.arange(len(held)), [len(mine) for mine in held])
@@ -355,9 +356,16 @@ class PackedVideo:
         kinds = (Kind(self.capacity, rows),)
         block = Packed().lay_out(examples, kinds, VALIDATION_SEED, 0)
         chosen = [block.row(row) if row < len(block) else block.examples[:0] for row in range(rows)]
-        batch = stack([self._reader.read(row, self.capacity) for row in chosen], 0, 1)
+        with ThreadPoolExecutor(self.threads) as pool:
+            read = list(pool.map(partial(self._reader.read, capacity=self.capacity), chosen))
+        batch = stack(read, 0, 1)
         if not batch.arrays["valid"].any():
-            raise DataError("not one of the held-out clips can be decoded; index them again.")
+            budget = ErrorBudget(self.max_bad)
+            budget.add(read)
+            raise DataError(
+                f"not one of {budget.seen} held-out clips can be used ({budget.top}); look at "
+                f"{budget.worst}."
+            )
         return batch
 
     def views(self, count: int) -> Views:
@@ -375,7 +383,8 @@ class PackedVideo:
 
     def card(self) -> dict[str, Any]:
         """The data card of the manifests, `before` and `after` splits and conditions chose."""
-        before = [manifest.read(source.manifest).table for source in self.sources]
+        every = dict.fromkeys(source.manifest for source in self.sources)  # parts of one are one
+        before = [manifest.read(name).table for name in every]
         return {"before": card(before), "after": card([one.table for one in self._manifests])}
 
     def rows_of_step(self, step: int = 0) -> list[np.ndarray]:

@@ -206,11 +206,15 @@ def check(table: pa.Table, name: str) -> None:
     if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
         raise DataError(f"'{name}' has clips without an id, or with the same one.")
     for column, least in (
-        ("n_frames", 1), ("height", 1), ("width", 1), ("fps_num", 0), ("fps_den", 1), ("still", 0)
+        ("n_frames", 1), ("height", 1), ("width", 1), ("fps_num", 0), ("fps_den", 1), ("still", 0),
+        ("bytes", 0),
     ):  # fmt: skip
         values = table[column]
         if values.null_count or pc.min(values).as_py() < least:
             raise DataError(f"'{name}' has a clip whose {column} is below {least}.")
+    for column in ("start_s", "end_s"):
+        if not pc.all(pc.is_finite(table[column]).fill_null(False)).as_py():
+            raise DataError(f"'{name}' has a clip whose {column} is no number.")
 
 
 def digest(table: pa.Table, columns: Sequence[str] = SCHEMA.names) -> str:

@@ -301,24 +301,36 @@ class ErrorBudget:
 
     def count(self, read: Sequence[Row]) -> None:
         """Raises: DataError, code 3, when more than the share or number allowed is bad."""
+        self.add(read)
+        bad = self.reasons.total()
+        if self.number is not None and bad > self.number:
+            self._stop(f"max_bad_examples {self.number}")
+        if self.seen >= LEAST_JUDGED and bad > self.share * self.seen:
+            self._stop(f"max_bad {self.share:g}")
+
+    def add(self, read: Sequence[Row]) -> None:
+        """Count them, whatever is allowed."""
         self.seen += sum(row.examples for row in read)
         for row in read:
             reasons = [reason for _, _, reason in row.bad]
             self.reasons.update(reasons)
             self.places.update(zip(row.places, reasons, strict=True))
-        bad = self.reasons.total()
-        if self.number is not None and bad > self.number:
-            self._stop(bad, f"max_bad_examples {self.number}")
-        if self.seen >= LEAST_JUDGED and bad > self.share * self.seen:
-            self._stop(bad, f"max_bad {self.share:g}")
 
-    def _stop(self, bad: int, rule: str) -> NoReturn:
-        top = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common(3))
-        worst = ", ".join(
+    @property
+    def top(self) -> str:
+        """The most frequent reasons."""
+        return ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common(3))
+
+    @property
+    def worst(self) -> str:
+        """The files that failed most often."""
+        return ", ".join(
             f"{place} ({reason}, {count} times)"
             for (place, reason), count in self.places.most_common(WORST)
         )
+
+    def _stop(self, rule: str) -> NoReturn:
         raise DataError(
-            f"{bad} of {self.seen} examples cannot be used ({top}), more than {rule} allows; "
-            f"look at {worst}."
+            f"{self.reasons.total()} of {self.seen} examples cannot be used ({self.top}), more "
+            f"than {rule} allows; look at {self.worst}."
         )

@@ -33,7 +33,9 @@ def main(names: list[str]) -> int:
             shutil.copytree(ROOT / folder, tree / folder)
         shutil.copy(ROOT / "pyproject.toml", tree)
         tests = sorted({mutant["test"] for mutant in mutants.values()})
-        if not passes(tree, tests):
+        unbroken = run(tree, tests, "-n", "auto", "--dist", "loadfile")
+        if unbroken.returncode:
+            console.print(unbroken.stdout, markup=False, highlight=False)
             console.print("the named tests do not pass on the unbroken tree")
             return 1
         survivors = []
@@ -44,7 +46,7 @@ def main(names: list[str]) -> int:
                 survivors.append(f"{name}: its text occurs {whole.count(mutant['old'])} times")
                 continue
             file.write_text(whole.replace(mutant["old"], mutant["new"]))
-            if passes(tree, [mutant["test"]]):
+            if run(tree, [mutant["test"]], "-x").returncode == 0:
                 survivors.append(f"{name}: {mutant['why']}")
             file.write_text(whole)
     for line in survivors:
@@ -53,12 +55,11 @@ def main(names: list[str]) -> int:
     return 1 if survivors else 0
 
 
-def passes(tree: Path, tests: list[str]) -> bool:
+def run(tree: Path, tests: list[str], *how: str) -> subprocess.CompletedProcess[str]:
     # A fresh bytecode cache each time: two edits within a second would share a time stamp.
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "slow or not slow", *tests]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, env=environment)
-    return done.returncode == 0
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", *how, *tests]
+    return subprocess.run(command, cwd=tree, capture_output=True, text=True, env=environment)
 
 
 if __name__ == "__main__":
