@@ -23,10 +23,12 @@ from rich.console import Console
 from rich.table import Table
 
 from vdm_jax.kernels import blocks, choose, chunked, dense, kernel
+from vdm_jax.kernels.attend import KERNELS
 
 SEGMENTS = 5
 ROUNDS = 7
 BLOCKS = (32, 64, 128)
+NATIVE = {"tpu": "splash", "gpu": "fused"}  # elsewhere they would be interpreted
 SHORT = [(1, 256, 4, 32), (4, 256, 4, 32), (4, 512, 4, 32), (2, 1024, 4, 64), (1, 2048, 4, 32)]
 FULL = [
     (rows, length, 4, dim)
@@ -61,6 +63,9 @@ def measure(shape: tuple[int, int, int, int]) -> dict[str, object]:
     for block in BLOCKS:
         attend = functools.partial(kernel.attend, chunked.Chunked(block))
         steps[f"chunked/{block}"] = compiled(attend, arguments)
+    if native := NATIVE.get(jax.default_backend()):
+        attend = functools.partial(kernel.attend, KERNELS[native]())
+        steps[native] = compiled(attend, arguments)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(ROUNDS + 1):
         for name, step in steps.items():
