@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -29,23 +30,26 @@ def elsewhere(monkeypatch):
     monkeypatch.setitem(os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
-def compiled(name, *, tokens, keys=None, dim=128, rows=1):
-    """Forward and backward on the chips of a topology, `rows` rows on each."""
+def compiled(name, *, tokens, keys=None, dim=128, rows=1, backend=None, over="row"):
+    """Forward and backward on the chips of a topology: `rows` rows on each, or tokens of as many
+    rows divided over all."""
     chips = topologies.get_topology_desc(name, "tpu").devices
-    mesh = jax.make_mesh((len(chips),), ("data",), devices=chips, axis_types=(AxisType.Auto,))
-    over = NamedSharding(mesh, PartitionSpec("data"))
+    mesh = jax.make_mesh((len(chips),), ("chips",), devices=chips, axis_types=(AxisType.Auto,))
+    spec = PartitionSpec("chips") if over == "row" else PartitionSpec(None, "chips")
+    rows = rows * len(chips) if over == "row" else rows
 
     def argument(shape, dtype):
-        return jax.ShapeDtypeStruct((rows * len(chips), *shape), dtype, sharding=over)
+        place = NamedSharding(mesh, spec)
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place)
 
     def total(q, k, v, q_group, kv_group):
-        out = attend(q, k, v, q_group=q_group, kv_group=kv_group)
+        out = attend(q, k, v, q_group=q_group, kv_group=kv_group, backend=backend)
         return jnp.square(out.astype(jnp.float32)).sum()
 
     lengths = (tokens, keys or tokens, keys or tokens)
     arguments = [argument((n, HEADS, dim), jnp.bfloat16) for n in lengths]
     arguments += [argument((n,), jnp.int32) for n in lengths[:2]]
-    with jax.set_mesh(mesh), nn.logical_axis_rules((("row", "data"),)):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(((over, "chips"),)):
         traced = jax.jit(jax.grad(total, (0, 1, 2))).trace(*arguments)
         return traced.lower(lowering_platforms=("tpu",)).compile()
 
@@ -78,3 +82,13 @@ def test_widths_of_heads(dim):
 
 def test_lengths_that_fill_no_block():
     check(compiled("v5e:2x2", tokens=4001, keys=77, rows=3), tokens=4001, rows=3)
+
+
+@pytest.mark.parametrize("way, move", [("ring", "collective-permute"), ("ulysses", "all-to-all")])
+def test_tokens_over_chips(way, move):
+    text = compiled("v5p:2x2x1", tokens=8192, backend=way, over="token").as_text()
+    for name in ("fwd", "dq", "dkv"):
+        assert f"splash_mha_{name}_segmented" in text
+    assert move in text
+    # Ids may be gathered; keys and values not.
+    assert not re.search(r"bf16\S* all-gather", text)
