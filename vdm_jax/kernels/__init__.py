@@ -6,7 +6,12 @@
     ring.py      tokens over devices: keys go round
     ulysses.py   tokens over devices: heads are divided instead
     dense.py     the reference: the whole matrix of scores
+    blocks.py    which blocks of queries and keys can meet
     chunked.py   blocks of scores, only those whose groups can meet, recomputed in the backward pass
+    splash.py    the same on a TPU, by JAX's splash kernel
+    fused.py     the same on a GPU, in Triton
+    trial.py     whether that is right on the GPU at hand
+    platform.py  what a program is traced for
 
 Every pattern of attention is a group id per token; see `attend`.
 """

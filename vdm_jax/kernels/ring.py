@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.kernels.chunked import meets
+from vdm_jax.kernels.blocks import meets
 from vdm_jax.kernels.kernel import HIDDEN, Kernel, Saved, merge
 from vdm_jax.kernels.kernel import attend as run
 
