@@ -23,6 +23,7 @@ from vdm_jax.batch import Examples, Packed, unpack
 from vdm_jax.cond import Cond, Text
 from vdm_jax.config import UserError, build, from_json
 from vdm_jax.diffusion.sample import Sampler, sample
+from vdm_jax.parallel.place import whole
 from vdm_jax.signals import drop_all
 from vdm_jax.stage import Stage
 from vdm_jax.train.run import size_problems
@@ -76,7 +77,7 @@ class Pipeline:
         weights = codec.weights()
         for group in self._groups(requests, capacity):
             arrays = self._arrays([requests[i] for row in group for i in row], group, capacity)
-            latents = _generate(self.stage, sampler, self.params, arrays)
+            latents = whole(_generate(self.stage, sampler, self.params, arrays))
             order = [index for row in group for index in row]
             for index, video in zip(order, unpack(latents), strict=True):
                 if not np.isfinite(video).all():
