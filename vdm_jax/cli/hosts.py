@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from pathlib import Path
 
 from vdm_jax.config import UserError
 
@@ -30,3 +31,12 @@ def joined(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
     from vdm_jax.parallel import launch
 
     return launch.joined(launch.settle(args.coordinator, args.process, args.wait), args.wait)
+
+
+def remember(workdir: str) -> None:
+    """Keep what is compiled for the next start: of several processes, where all of them see it."""
+    import jax
+
+    from vdm_jax import compiled
+
+    compiled.remember(shared=Path(workdir) if jax.process_count() > 1 else None)

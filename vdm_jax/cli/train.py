@@ -37,6 +37,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
             config.steps = args.steps
         from vdm_jax.train.start import Start
 
+        hosts.remember(args.workdir)
         start = Start(
             workdir=args.workdir,
             init=args.init,

@@ -1,4 +1,4 @@
-"""How a process learns that it is one of several, and joins them: `jax.distributed` behind one door.
+"""How a process learns that it is one of several, and joins them through `jax.distributed`.
 
     asked for      --coordinator=HOST:PORT --process=I/N, or JAX_COORDINATOR_ADDRESS,
                    JAX_NUM_PROCESSES and JAX_PROCESS_ID
@@ -46,7 +46,7 @@ def asked(
     """
     if coordinator is None and process is None:
         given = [name for name in VARIABLES if environment.get(name)]
-        if not given or (given == VARIABLES[:1] and found(environment)):
+        if not given or (tuple(given) == VARIABLES[:1] and found(environment)):
             return None  # an address alone may go with a cluster that says the rest
         lacking = [name for name in VARIABLES if name not in given]
         if lacking:
@@ -167,10 +167,8 @@ def _detected(kind: str, wait: float) -> Launch:
     from jax._src import clusters
 
     try:
-        where, count, index, devices = (
-            clusters.ClusterEnv.auto_detect_unset_distributed_params(
-                os.environ.get(VARIABLES[0]), None, None, None, None, max(1, round(wait))
-            )
+        where, count, index, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+            os.environ.get(VARIABLES[0]), None, None, None, None, max(1, round(wait))
         )
         if where is None or count is None or index is None:
             raise RuntimeError("no address, or no number of processes")

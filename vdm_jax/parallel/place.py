@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
 from jax.experimental import multihost_utils
@@ -90,12 +90,13 @@ def row_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
       UserError: processes share some of their rows' devices, but not all.
     """
     process = jax.process_index() if process is None else process
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
     held: dict[int, set[int]] = {}
-    for row, devices in enumerate(mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)):
+    for row, devices in enumerate(mesh.devices.reshape(rows, -1)):
         for device in devices:
             held.setdefault(device.process_index, set()).add(row)
-    shares = sorted({tuple(sorted(rows)) for rows in held.values()})
-    if sum(map(len, shares)) != mesh.shape["data"] * mesh.shape["fsdp"]:
+    shares = sorted({tuple(sorted(mine)) for mine in held.values()})
+    if sum(map(len, shares)) != rows:
         sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
         raise UserError(
             f"mesh ({sizes}) divides rows unevenly over {len(held)} processes; let data x fsdp be "
@@ -105,12 +106,12 @@ def row_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
 
 
 def whole(tree: PyTree) -> PyTree:
-    """The tree with every array whole on every process, as numpy; all processes must call it."""
+    """The tree with every array whole on every process; all processes must call it."""
 
     def read(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            return multihost_utils.process_allgather(leaf, tiled=True)
-        return np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf
+            return jnp.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return leaf
 
     return jax.tree.map(read, tree)
 

@@ -5,8 +5,8 @@ dies is missed after 100 seconds, by another abort. So process 0 first takes a r
 that JAX's coordinator will have, and says who did not come; the connections stay open, and one that
 breaks, or that tells of a failure, ends all the others within `GRACE_S`. Lines of JSON:
 
-    to process 0    {"process": i, "processes": n}, later {"done": true} or {"failed": words, "code": c}
-    from it         {"all": n} or {"missing": [...]}, later {"lost": words, "code": c}
+    to process 0    {"process": i, "processes": n}, at last {"done": true} or {"failed", "code"}
+    from it         {"all": n} or {"missing": words}, at last {"done": true} or {"lost", "code"}
 
 A process that hangs with its connections open is JAX's affair: its heartbeats stop.
 """
@@ -177,7 +177,7 @@ def _report(place: Place, until: float) -> Line:
             connection = socket.create_connection((place.host, place.port), timeout=left)
             line = Line(connection)
             line.say(process=place.index, processes=place.count)
-            said = line.hear(max(left, 1.0) + 2 * HELLO_S)  # process 0's own time is up first
+            said = line.hear(left + 2 * GRACE_S)  # process 0's own time is up first
         except socket.gaierror:
             why, said = f"there is no host '{place.host}'", None
         except TimeoutError:

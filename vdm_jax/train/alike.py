@@ -6,7 +6,6 @@ says one digest of all it is about to do; only where digests differ are the part
 
 from __future__ import annotations
 
-import functools
 import json
 import secrets
 import time
@@ -18,8 +17,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-import data_pipeline
-import vdm_jax
+from vdm_jax.compiled import code_digest
 from vdm_jax.config import UserError, from_json, leaves, to_json
 from vdm_jax.parallel.hosts import Hosts
 
@@ -39,20 +37,9 @@ def particulars(
         **{f"config.{path}": repr(value) for path, value in leaves(from_json(to_json(config)))},
         **{f"data.{name}": json.dumps(value) for name, value in fingerprint.items()},
         **{f"the version of {name}": version for name, version in versions.items()},
-        "the code of vdm_jax": code_digest(Path(vdm_jax.__file__).parent),
-        "the code of data_pipeline": code_digest(Path(data_pipeline.__file__).parent),
+        "the code": code_digest(),
         "the devices": f"{len(devices)} x {devices[0].device_kind}",
     }
-
-
-@functools.cache
-def code_digest(folder: Path) -> str:
-    """SHA-256, in short, over every Python file below a folder."""
-    found = sha256()
-    for path in sorted(folder.rglob("*.py")):
-        content = path.read_bytes()
-        found.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
-    return found.hexdigest()[:16]
 
 
 def check(hosts: Hosts, mine: Mapping[str, str]) -> None:

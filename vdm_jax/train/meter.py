@@ -26,6 +26,7 @@ from rich.progress import (
 from vdm_jax.train.work import Totals, Work, accounts, total
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+FOUND_EVENT = "/jax/compilation_cache/cache_hits"
 RECENT = 100  # steps that the percentiles of a line are of
 FLOPS = 2  # of a multiply-add
 
@@ -74,7 +75,7 @@ class Meter:
         """Numbers of the step whose rows' accounts these are, timed since the last call."""
         now = time.perf_counter()
         span = now - (self.last or self.started)
-        step = total(said, self.rows, self.work)
+        step = total(np.asarray(said), self.rows, self.work)
         if self.last:
             self._spans.append(span)
             self._sums.update(_counts(step))
@@ -119,9 +120,8 @@ class Meter:
         found: dict[str, float | None] = {}
         for name in ("useful", "raw"):
             rate = FLOPS * sums[name] / seconds if name in sums else None
-            known = rate is not None and self.peak is not None
-            found[f"{name}_flops_per_second"] = rate
-            found[f"{name}_utilisation"] = rate / (self.peak * self.devices) if known else None
+            used = None if rate is None or self.peak is None else rate / self.peak / self.devices
+            found[f"{name}_flops_per_second"], found[f"{name}_utilisation"] = rate, used
         return found
 
     @contextlib.contextmanager
@@ -170,19 +170,26 @@ def memory_bytes() -> int:
 
 
 class CompileCounter:
-    """Counts the programs XLA compiles while it is open, by the name of the traced function."""
+    """Counts the programs XLA makes while it is open, by the name of the traced function, and how
+    many of all were found compiled."""
 
     def __init__(self) -> None:
         self.programs: dict[str, int] = {}
+        self.found = 0
 
     def __enter__(self) -> CompileCounter:
         jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_listener(self._found)
         return self
 
     def __exit__(self, *exception: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._heard)
+        jax.monitoring.unregister_event_listener(self._found)
 
     def _heard(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == COMPILE_EVENT:
             name = str(kwargs.get("fun_name", "unnamed"))
             self.programs[name] = self.programs.get(name, 0) + 1
+
+    def _found(self, event: str, **kwargs: str | int) -> None:
+        self.found += event == FOUND_EVENT

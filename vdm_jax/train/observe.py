@@ -62,7 +62,8 @@ class Validation:
 
     def measure(self, params: Any) -> dict[str, float]:
         first = {name: leaf[0] for name, leaf in self.arrays.items()}
-        found = np.stack([whole(self.errors(params, first, t)) for t in NOISE_BINS])
+        errors = [whole(self.errors(params, first, t)) for t in NOISE_BINS]
+        found = np.stack([np.asarray(one) for one in errors])
         valid = np.asarray(first["valid"])
         tokens = np.prod(np.asarray(first["grid"]), axis=-1)
         sizes = np.where(np.asarray(first["fps"]) > 0, size_class(tokens), 0)

@@ -71,8 +71,8 @@ class Start:
         self._check_hosts(config, run)
         program = make_program(run)
         if self.minutes and not self._resumes:
-            found = self.hosts.agree("steps", lambda: steps_for(self.minutes, run, program))
-            config.steps = found[0]
+            found = steps_for(self.minutes, run, program)
+            config.steps = self.hosts.agree("steps", lambda: found)[0]
             run = check(config)
             program = make_program(run)
         with (
@@ -102,9 +102,7 @@ class Start:
             code, state = loop(state, position)
             samples = last_samples(run, state, self.folder, writer) if code == 0 else {}
             rebuilt = last_reconstructions(run, state) if code == 0 else []
-        outcome.write(
-            self.folder, state, loop.meter, compiled.programs, samples, rebuilt, run.credit
-        )
+        outcome.write(self.folder, state, loop.meter, compiled, samples, rebuilt, run.credit)
         self.console.print(f"wrote {self.workdir}/loss.png and {self.workdir}/summary.json")
         return code
 

@@ -1,4 +1,4 @@
-"""What the packed rows of a step ask for: multiply-adds of each example, counted where it is decoded.
+"""What the rows of a step ask for: multiply-adds of each example, counted where it is decoded.
 
 A row's account is a few numbers; those of all rows, gathered from every process, say how full, how
 large and how even a step was. Only models whose work `nets/cost.py` can count have any.
@@ -93,9 +93,7 @@ def accounts(
 ) -> UInt[np.ndarray, "m b w"]:
     """Of every row of a batch, leaves (microbatches, rows, ...), an `ACCOUNT` as uint32."""
     segment, valid = arrays["segment"], arrays["valid"]
-    names = np.concatenate(
-        [_bytes_of(arrays[name]) for name in ("id", "visit", "valid")], axis=-1
-    )
+    names = np.concatenate([_bytes_of(arrays[name]) for name in ("id", "visit", "valid")], axis=-1)
     found = np.zeros(segment.shape[:2], ACCOUNT)
     found["slots"], found["waited"] = segment.shape[-1], waited
     found["examples"] = valid.sum(-1)
@@ -146,7 +144,7 @@ class Totals:
 
 def total(said: UInt[np.ndarray, "m b w"], devices: int, work: Work | None) -> Totals:
     """Of the accounts of all rows, in the order of the `devices` they lie on."""
-    rows = np.ascontiguousarray(np.asarray(said)).view(ACCOUNT)[..., 0]
+    rows = np.ascontiguousarray(said).view(ACCOUNT)[..., 0]
     load = rows["load"] if work is not None else np.square(rows["tokens"], dtype=np.float64)
     of_device = load.reshape(len(rows), devices, -1).sum(-1, dtype=np.float64)
     slowest, mean = of_device.max(1).sum(), of_device.mean(1).sum()
