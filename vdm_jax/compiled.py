@@ -113,8 +113,8 @@ class Traced:
             try:
                 exported = export.export(jax.jit(function))(*shapes)
                 self._write(path, exported.serialize())
-            except (ValueError, OSError) as error:
-                # A custom call without a promise to be stable, or a folder that cannot be written.
+            except (ValueError, NotImplementedError, OSError) as error:
+                # A custom call that may change, a callback, or a folder that cannot be written.
                 LOG.warning("a program is not kept for the next start: %s.", error)
                 return jax.jit(function)
         return jax.jit(exported.call)

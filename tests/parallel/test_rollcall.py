@@ -176,6 +176,23 @@ def test_what_one_fails_of_is_told_with_its_code(port, victim, quick):
         assert ends[n] == [(f"process {victim} failed: too much of the data is bad", 3)]
 
 
+def test_who_stumbles_over_a_death_tells_of_the_death(port, quick):
+    """A collective breaks first, with words that name nobody."""
+
+    def die(lines):
+        time.sleep(0.2)
+        for line in lines.values():
+            line.socket.shutdown(socket.SHUT_RDWR)
+
+    def stumble(lines):
+        raise RuntimeError("connection closed by peer [10.0.0.2]:1234")
+
+    raised, ends = watched(port, [stumble, die, stumble])
+    for n in (0, 2):
+        assert isinstance(raised[n], HostError) and raised[n].code == 77 and not ends[n]
+        assert str(raised[n]).startswith("process 1 is gone")
+
+
 def test_who_is_done_is_not_missed(port, quick):
     def done(lines):
         pass

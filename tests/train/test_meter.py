@@ -96,9 +96,9 @@ def test_accounts_come_through_the_mesh_unchanged(monkeypatch):
 
 
 def test_rates_of_a_clock_that_is_known(monkeypatch):
-    clock = iter([100.0, 101.0, 103.0, 104.0, 114.0])
+    clock = iter([101.0, 103.0, 104.0, 114.0])
     monkeypatch.setattr(meters.time, "perf_counter", lambda: next(clock))
-    meter = Meter(work=WORK, peak=1e6, devices=2, rows=2)
+    meter = Meter(work=WORK, peak=1e6, devices=2, rows=2, started=100.0)
     said = meter.account(rows(CLIPS[:2], CLIPS[2:]))
     lines = [meter.measure(said) for _ in range(4)]
     assert [line["seconds"] for line in lines] == [1, 2, 1, 10]

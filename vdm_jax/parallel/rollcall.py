@@ -227,10 +227,17 @@ def watch(
         yield
     except BaseException as error:
         code = getattr(error, "code", None)
+        lost = None
+        if isinstance(error, Exception) and not isinstance(code, int):
+            # A collective breaks when a process dies: who died is what matters.
+            lost = watcher.lost(GRACE_S)
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         watcher.tell(failed=said[:500], code=code if isinstance(code, int) else HostError.CODE)
+        final = lost[1] if lost else code if isinstance(code, int) else 1
         # Python's own end would wait at JAX's barrier for those that end by `failed`.
-        atexit.register(ending, "", code if isinstance(code, int) else 1)
+        atexit.register(ending, "", final)
+        if lost:
+            raise HostError(*lost) from error
         raise
     watcher.tell(done=True)
 
@@ -238,8 +245,15 @@ def watch(
 class _Watcher:
     def __init__(self, place: Place, lines: dict[int, Line], ending: Callable[[str, int], None]):
         self.place, self.lines, self.ending = place, lines, ending
-        self._leaving = threading.Event()
-        self._once = threading.Lock()
+        self._leaving, self._heard = threading.Event(), threading.Event()
+        self._loss: tuple[str, int] | None = None
+        self._lock = threading.Lock()
+
+    def lost(self, seconds: float) -> tuple[str, int] | None:
+        """(words, exit code) of the first loss, if one is heard of in time; the block is left."""
+        self._leaving.set()
+        self._heard.wait(seconds)
+        return self._loss
 
     def tell(self, **words: Any) -> None:
         """To process 0, or from it to all; from here on nobody's end is a surprise."""
@@ -250,25 +264,20 @@ class _Watcher:
             line.say(**words)
 
     def listen(self, index: int) -> None:
-        line = self.lines[index]
-        while True:
-            said = line.hear()
-            if said is None:
-                self._lost(f"process {index} is gone; {AGAIN}.", HostError.CODE)
-                return
-            if said.get("done"):
-                return
+        said = self.lines[index].hear()
+        if said is None:
+            self._miss(f"process {index} is gone; {AGAIN}.", HostError.CODE)
+        elif not said.get("done"):
             code = said.get("code")
-            code = code if isinstance(code, int) else HostError.CODE
-            if "lost" in said:
-                self._lost(str(said["lost"]), code)
-            elif "failed" in said:
-                self._lost(f"process {index} failed: {said['failed']}", code)
-            return
+            words = said.get("lost") or f"process {index} failed: {said.get('failed')}"
+            self._miss(str(words), code if isinstance(code, int) else HostError.CODE)
 
-    def _lost(self, words: str, code: int) -> None:
-        if self._leaving.is_set() or not self._once.acquire(blocking=False):
-            return
+    def _miss(self, words: str, code: int) -> None:
+        with self._lock:
+            if self._heard.is_set():
+                return
+            self._loss = words, code
+            self._heard.set()
         if self.place.index == 0:
             for line in self.lines.values():
                 line.say(lost=words, code=code)
