@@ -12,10 +12,12 @@ from data_pipeline import rows
 from data_pipeline.blocks import PIXELS
 from data_pipeline.latents import AGAIN
 from data_pipeline.loaders import PackedVideo
+from vdm_jax import axes
 from vdm_jax.config import UserError
 from vdm_jax.features import encoder_hash
 from vdm_jax.objectives.denoise import Objective
 from vdm_jax.parallel.mesh import sizes_of
+from vdm_jax.parallel.rules import table
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import Optimizer
 from vdm_jax.types import Count, Natural
@@ -73,7 +75,8 @@ class Run:
         """Everything wrong with this run on so many devices, one sentence each."""
         found = self.stage.problems()
         try:
-            data, fsdp, seq, _ = sizes_of(self.mesh, devices)
+            data, fsdp, seq, tensor = sizes_of(self.mesh, devices)
+            found += self._head_problems(tensor)
         except UserError as error:
             found.append(str(error))
             data = fsdp = seq = 1
@@ -105,6 +108,18 @@ class Run:
             size = (prompt.frames, prompt.height, prompt.width)
             found += [f"prompts[{index}]: {line}" for line in size_problems(self.stage, size)]
         return found
+
+    def _head_problems(self, tensor: int) -> list[str]:
+        """Whether the rules divide the backbone's heads where they cannot be."""
+        heads = getattr(self.stage.denoiser.backbone, "heads", None)
+        divided = dict(table(self.rules))[axes.HEADS] == "tensor"
+        if not divided or not isinstance(heads, int) or heads % tensor == 0:
+            return []
+        legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        return [
+            f"stage.denoiser.backbone.heads is {heads}, which mesh axis tensor of {tensor} devices "
+            f"does not divide; set mesh.tensor to one of {legal}, or change the heads."
+        ]
 
     def _codec_problems(self) -> list[str]:
         """Whether the data are what the stage's codec makes, or pixels that it can be run on."""

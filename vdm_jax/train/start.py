@@ -70,6 +70,7 @@ class Start:
         run = check(config)
         self._check_hosts(config, run)
         program = make_program(run)
+        row_share(program.mesh)  # a mesh that processes cannot feed is said before it compiles
         if self.minutes and not self._resumes:
             found = steps_for(self.minutes, run, program)
             config.steps = self.hosts.agree("steps", lambda: found)[0]
