@@ -217,3 +217,27 @@ def test_nobody_comes(data, tmp_path):
             said = told(workdir, 0).strip().splitlines()
             assert len(said) == 1 and str(port) in said[0], said
     assert os.listdir(tmp_path) == ["run.0"]
+
+
+def test_two_processes_encode_what_one_does(data, tmp_path):
+    manifest, config, _ = data
+
+    def encode(out, *flags):
+        command = [
+            sys.executable, "-m", "vdm_jax", "encode", f"--config={config}", "--json",
+            f"--config.knobs.manifest={manifest}", f"--out={out}", "--views=14", *flags,
+        ]  # fmt: skip
+        return subprocess.Popen(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE)
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = [(f"--coordinator=localhost:{port}", f"--process={n}/2") for n in range(2)]
+    both = [encode(tmp_path / "both", *flags[n]) for n in range(2)]
+    said = [process.communicate(timeout=300)[0].splitlines() for process in both]
+    said = [[line for line in lines if line.startswith(b"{")] for lines in said]
+    assert [process.returncode for process in both] == [0, 0] and said[1] == []
+    one = json.loads(encode(tmp_path / "one").communicate(timeout=300)[0].splitlines()[-1])
+    told = json.loads(said[0][0])
+    assert told["missing"] == 0 and told["digest"] == one["digest"] is not None
+    assert told["clips"] == one["clips"] and told["skipped"] == one["skipped"] != {}
