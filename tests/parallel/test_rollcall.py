@@ -112,6 +112,21 @@ def test_strangers_do_not_disturb(port):
     assert list(zero) == [1] and list(one) == [0] and said == b""
 
 
+def test_who_died_waiting_may_come_again(port):
+    def dies_first():
+        with socket.create_connection(("localhost", port)) as connection:
+            connection.sendall(b'{"process": 1, "processes": 3}\n')
+            time.sleep(0.3)
+        return take(place(port, 1), 20)
+
+    lines = together(
+        lambda: take(place(port, 0), 20),
+        lambda: time.sleep(0.2) or dies_first(),
+        lambda: time.sleep(1.5) or take(place(port, 2), 20),
+    )
+    assert sorted(lines[0]) == [1, 2] and list(lines[1]) == [0]
+
+
 @pytest.mark.parametrize("index, count", [(1, 4), (1, 3)])
 def test_two_of_one_number_or_of_another_run_are_refused(port, index, count):
     found = together(
@@ -119,7 +134,7 @@ def test_two_of_one_number_or_of_another_run_are_refused(port, index, count):
         lambda: take(place(port, 1), 10),
         lambda: time.sleep(0.5) or take(place(port, index, count), 10),
     )
-    assert all(isinstance(error, UserError) for error in found)
+    assert all(isinstance(error, UserError) and error.code == 2 for error in found)
     assert "each once" in str(found[0])
 
 

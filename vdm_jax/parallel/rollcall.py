@@ -83,6 +83,16 @@ class Line:
             return None
         return said if isinstance(said, dict) else None
 
+    def gone(self) -> bool:
+        """Whether the other side has hung up; does not wait."""
+        self.socket.setblocking(False)
+        try:
+            return self.socket.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
 
 def take(place: Place, seconds: float) -> dict[int, Line]:
     """Wait until all processes have called in: process 0's line to each other one, else the one to
@@ -115,7 +125,7 @@ def _gather(place: Place, until: float, seconds: float) -> dict[int, Line]:
         raise HostError(words) from None
     except UserError as error:
         for line in lines.values():
-            line.say(missing=str(error))
+            line.say(missing=str(error), code=error.code)
         raise
     for line in lines.values():
         line.say(all=place.count)
@@ -153,13 +163,15 @@ def _introduced(line: Line, place: Place, lines: dict[int, Line], peer: str) -> 
     if not isinstance(index, int) or not isinstance(count, int):
         line.socket.close()
         return None
+    if index in lines and lines[index].gone():
+        del lines[index]  # it died while it waited, and was started again
     if count != place.count or not 0 < index < count or index in lines:
         twice = " once more" if index in lines or index == 0 else ""
         words = (
             f"{peer} called in as process {index} of {count}{twice}, but this run has "
             f"{place.count} processes, each once; give all of them the same number."
         )
-        line.say(missing=words)
+        line.say(missing=words, code=2)
         raise UserError(words)
     return index
 
@@ -175,22 +187,25 @@ def _report(place: Place, until: float) -> Line:
             )
         try:
             connection = socket.create_connection((place.host, place.port), timeout=left)
-            line = Line(connection)
-            line.say(process=place.index, processes=place.count)
-            said = line.hear(left + 2 * GRACE_S)  # process 0's own time is up first
-        except socket.gaierror:
-            why, said = f"there is no host '{place.host}'", None
-        except TimeoutError:
-            why, said = "who answers there is no process of this run", None
         except OSError as error:
-            why, said = f"nobody answers there ({error.strerror or error})", None
-        else:
-            why = why if said else "who answers there is no process of this run"
-        if said and "all" in said:
-            return line
-        if said and "missing" in said:
-            raise HostError(str(said["missing"])[:500])
-        time.sleep(min(0.2, max(until - time.monotonic(), 0)))
+            named = isinstance(error, socket.gaierror)
+            reason = f"there is no host '{place.host}'" if named else error.strerror or str(error)
+            why = f"nobody answers there ({reason})"
+            time.sleep(min(0.2, left))
+            continue
+        line = Line(connection)
+        line.say(process=place.index, processes=place.count)
+        with contextlib.suppress(TimeoutError):
+            said = line.hear(left + 2 * GRACE_S) or {}  # process 0's own time is up first
+            if "all" in said:
+                return line
+            if "missing" in said:
+                code = said.get("code")
+                code = code if isinstance(code, int) else HostError.CODE
+                raise HostError(str(said["missing"])[:500], code)
+        why = "who answers there is no process of this run"
+        line.socket.close()
+        time.sleep(min(0.2, left))
 
 
 def _missing(absent: list[int], place: Place, seconds: float) -> str:
