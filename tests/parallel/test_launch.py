@@ -34,6 +34,9 @@ THREE = dict(zip(launch.VARIABLES, ("10.0.0.1:99", "4", "2"), strict=True))
         ({"TPU_WORKER_HOSTNAMES": "a-0", "MEGASCALE_NUM_SLICES": "2"}, True, "GKE"),
         ({}, True, "Compute Engine"),
         ({"TPU_SKIP_MDS_QUERY": "1"}, True, None),
+        ({"JAX_PLATFORMS": "cpu"}, True, None),
+        (GKE | {"JAX_PLATFORMS": "cpu"}, True, None),
+        (GKE | {"JAX_PLATFORMS": "tpu,cpu"}, True, "GKE"),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False, None),
     ],
 )

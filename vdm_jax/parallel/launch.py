@@ -94,6 +94,8 @@ def found(environment: Mapping[str, str], *, tpu: bool = False) -> str | None:
         return "SLURM"
     if _several(environment, "OMPI_COMM_WORLD_SIZE"):
         return "Open MPI"
+    if "tpu" not in (environment.get("JAX_PLATFORMS") or "tpu"):
+        return None  # a try on the processors of one of a pod's machines
     workers = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
     if workers is not None:
         several = "," in workers or _several(environment, "MEGASCALE_NUM_SLICES")
