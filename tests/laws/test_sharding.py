@@ -23,8 +23,9 @@ MESHES = {
 }
 
 
-def make_run(manifest, rules, mesh, *, experiment=demo, backend=None):
+def make_run(manifest, rules, mesh, *, experiment=demo, backend=None, **changes):
     config = experiment.get_config("smoke")
+    config.update(changes)
     config.knobs.manifest = str(manifest)
     config.data.rows = 8
     config.rules = rules
@@ -47,7 +48,7 @@ def batches(manifest):
 
 
 def train(run, batches, devices=None):
-    """(state after the batches, losses, the compiled step as text)."""
+    """(state after the batches, losses, the compiled step)."""
     program = make_program(run, devices)
     state, losses = program.init(), []
     arrays = [to_device(batch, program.batch_sharding) for batch in batches]
@@ -55,7 +56,7 @@ def train(run, batches, devices=None):
     for batch in arrays:
         state, metrics = compiled(state, batch)
         losses.append(float(metrics["loss"]))
-    return state, losses, compiled.as_text()
+    return state, losses, compiled
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +92,15 @@ RULES = [
 def test_sharded_equals_single(rules, backend, manifest, batches, single):
     mesh = ONE | MESHES[rules]
     run = make_run(manifest, rules, mesh, backend=backend)
-    state, losses, text = train(run, batches)
+    state, losses, compiled = train(run, batches)
+    text = compiled.as_text()
     agree((state, losses), single)
     largest = max(jax.tree.leaves(state.params), key=lambda leaf: leaf.size)
     share = largest.addressable_shards[0].data.size / largest.size
     divided = mesh["fsdp"] * mesh["tensor"]
     assert share <= 1 / min(divided, 4) if rules != "dp" else share == 1
+    # The state is donated: what goes in gives its memory to what comes out.
+    assert compiled.memory_analysis().alias_size_in_bytes >= held_bytes(state)
     assert "all-reduce" in text
     if rules != "dp":
         assert "all-gather" in text
@@ -130,9 +134,39 @@ def test_a_caption_of_tokens_and_registers_too(rules, manifest):
     expected = train(run, arrays, jax.devices()[:1])[:2]
     run = make_run(manifest, rules, MESHES[rules], experiment=sora)
     assert run.stage.denoiser.backbone.registers and run.stage.denoiser.backbone.cross
-    state, losses, text = train(run, arrays)
+    state, losses, compiled = train(run, arrays)
+    text = compiled.as_text()
     agree((state, losses), expected)
     assert " collective-permute(" in text  # two heads: a ring
+
+
+def held_bytes(state):
+    """Of one device."""
+    return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.slow
+def test_microbatches_on_a_mesh_equal_one_batch(manifest, batches, single):
+    run = make_run(manifest, "fsdp_tp", MESHES["fsdp_tp"], microbatches=2)
+    halves = [
+        {name: leaf.reshape(2, 4, *leaf.shape[2:]) for name, leaf in batch.items()}
+        for batch in batches
+    ]
+    state, losses, compiled = train(run, halves)
+    np.testing.assert_allclose(losses, single[1], rtol=1e-5)
+    for one, other in zip(jax.tree.leaves(state.ema), jax.tree.leaves(single[0].ema), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+    assert compiled.memory_analysis().alias_size_in_bytes >= held_bytes(state)
+
+
+def test_heads_that_do_not_divide_are_said_with_those_that_would(manifest):
+    def found(rules, tensor):
+        mesh = {"data": 8 // tensor, "tensor": tensor}
+        return make_run(manifest, rules, mesh).problems(8)
+
+    (heads,) = found("fsdp_tp", 8)
+    assert "heads is 4" in heads and "tensor of 8 devices" in heads and "one of 1, 2, 4" in heads
+    assert found("fsdp_tp", 4) == [] and found("fsdp", 8) == []
 
 
 def test_rows_need_only_divide_where_rows_are_divided(manifest):
@@ -143,7 +177,8 @@ def test_rows_need_only_divide_where_rows_are_divided(manifest):
 
     assert found(rows=4) == []
     (rows,) = found(rows=2)
-    assert "rows is 2" in rows and "4 devices" in rows
+    assert "rows is 2" in rows and "4 devices" in rows and "such as 4." in rows
+    assert "such as 4 or 8." in found(rows=6)[0]
     run = make_run(manifest, "fsdp_seq", {"fsdp": 4, "seq": 2})
     (tokens,) = found(tokens=255)
     assert "tokens is 255" in tokens and "seq" in tokens
@@ -153,7 +188,7 @@ def test_rows_need_only_divide_where_rows_are_divided(manifest):
     assert dataclasses.replace(run, rules="fsdp").problems(8) == []  # which divides no tokens
     run = make_run(manifest, "dp", {"data": 3})
     (mesh,) = found(rows=3)
-    assert "does not fit 8 devices" in mesh
+    assert "does not fit 8 devices" in mesh and "one of 1, 2, 4, 8;" in mesh
 
 
 def test_no_large_parameter_stays_whole():

@@ -76,6 +76,19 @@ def initialise(run: Run) -> TrainState:
     return states.create({"params": params["params"]}, run.optimizer.transform(), run.ema)
 
 
+def condition_features(run: Run, params: Any) -> dict[str, int]:
+    """Features of a token of each condition's token set; traced, never run."""
+    arrays = jax.tree.map(jnp.asarray, run.blank_arrays(1))
+    batch, raw = to_carrier(arrays, run.stage.codec, run.stage.patch)
+    denoiser = run.stage.denoiser
+
+    def condition(params: Any) -> Any:
+        return denoiser.apply(params, raw, batch, {}, method="condition")
+
+    cond = jax.eval_shape(condition, params)
+    return {name: tokens.x.shape[-1] for name, tokens in cond.tokens.items()}
+
+
 def parameter_count(tree: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,16 +110,22 @@ class Run:
             found += [f"prompts[{index}]: {line}" for line in size_problems(self.stage, size)]
         return found
 
-    def _heads_problems(self, **sizes: int) -> list[str]:
-        """Whether heads divide over the devices of a row, where the config says that they shall."""
-        backbone = self.stage.denoiser.backbone
-        if getattr(backbone, "backend", None) != "ulysses" or self.rules not in TABLES:
+    def _heads_problems(self, *, tensor: int, seq: int) -> list[str]:
+        """Whether the backbone's heads divide over the devices that the rules give them."""
+        backbone, rules = self.stage.denoiser.backbone, TABLES.get(self.rules, {})
+        heads = getattr(backbone, "heads", None)
+        if not isinstance(heads, int):
             return []
-        tensor, seq = (
-            math.prod(sizes.get(axis, 1) for axis in mesh_axes(TABLES[self.rules].get(name)))
-            for name in (HEADS, TOKEN)
-        )
-        refusal = ulysses.refusal(backbone.heads, tensor, seq)
+        if mesh_axes(rules.get(HEADS)) and heads % tensor:
+            legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+            return [
+                f"stage.denoiser.backbone.heads is {heads}, which mesh axis tensor of {tensor} "
+                f"devices does not divide; set mesh.tensor to one of {legal}, or change the heads."
+            ]
+        if getattr(backbone, "backend", None) != "ulysses":
+            return []
+        tensor = tensor if mesh_axes(rules.get(HEADS)) else 1
+        refusal = ulysses.refusal(heads, tensor, seq if mesh_axes(rules.get(TOKEN)) else 1)
         return [f"stage.denoiser.backbone.backend: {refusal}"] if refusal else []
 
     def _codec_problems(self) -> list[str]:
