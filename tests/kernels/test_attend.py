@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
 
 from vdm_jax.config import UserError
-from vdm_jax.kernels import BACKENDS, attend, chunked, dense
+from vdm_jax.kernels import BACKENDS, attend, blocks, chunked, dense
 from vdm_jax.kernels.attend import choose
 
 N, HEADS, DIM, BLOCK = 40, 2, 8, 8
@@ -75,7 +75,7 @@ def test_agrees_with_loops(case, backend):
     np.testing.assert_allclose(out, truth, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS.keys() - {"dense"}))
+@pytest.mark.parametrize("backend", sorted({*BACKENDS} - {"dense"}))
 @pytest.mark.parametrize("case", sorted(GROUPS))
 def test_gradients_agree_with_dense(case, backend):
     arguments = inputs(case)
@@ -143,7 +143,7 @@ def test_half_precision_keeps_a_softmax_in_full(backend):
 
 def test_pairs_executed_are_those_that_must_meet():
     def count(ids):
-        return int(chunked.executed(jnp.asarray([ids]), jnp.asarray([ids]), BLOCK)[0])
+        return int(blocks.executed(jnp.asarray([ids]), jnp.asarray([ids]), BLOCK)[0])
 
     assert count([1] * 64) == 64
     assert count([g for g in (1, 2, 3, 4) for _ in range(16)]) == 4 * 2 * 2
@@ -157,7 +157,7 @@ def test_pairs_executed_are_those_that_must_meet():
 @pytest.mark.parametrize("case", sorted(GROUPS))
 def test_no_pair_that_sees_is_skipped(case):
     *_, q_group, kv_group = inputs(case)
-    met = np.asarray(chunked.meets(q_group, kv_group, BLOCK))
+    met = np.asarray(blocks.meets(q_group, kv_group, BLOCK))
     sees = np.asarray(q_group[:, :, None] == kv_group[:, None])
     for row, i, j in zip(*np.nonzero(sees), strict=True):
         assert met[row, i // BLOCK, j // BLOCK]

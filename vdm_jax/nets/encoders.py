@@ -67,9 +67,13 @@ class TextBlock(nn.Module):
     def __call__(self, x: Float[Array, "m l d"], mask: Bool[Array, "m l"]) -> Float[Array, "m l d"]:
         width = x.shape[-1]
         inner = LayerNorm(affine=True, name="attention_norm")(x)
-        q, k, v = (project(inner, n, self.heads, self.dtype) for n in ("query", "key", "value"))
+        q, k, v = (
+            project(inner, name, self.heads, self.dtype, axes=(TEXT, EMBED))
+            for name in ("query", "key", "value")
+        )
         group = mask.astype(jnp.int32)
-        x = x + merge(attend(q, k, v, q_group=group, kv_group=group), width, self.dtype)
+        out = attend(q, k, v, q_group=group, kv_group=group, q_axis=TEXT, kv_axis=TEXT)
+        x = x + merge(out, width, self.dtype)
         inner = LayerNorm(affine=True, name="mlp_norm")(x)
         return by_lines(x + Mlp(hidden=4 * width, dtype=self.dtype, name="mlp")(inner))
 
