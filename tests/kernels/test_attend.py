@@ -190,7 +190,8 @@ def test_choice_is_by_platform_and_shape_and_said_once(caplog):
     assert choose("cpu", rows=4, queries=64, keys=64, heads=4) == "dense"
     assert choose("cpu", rows=1, queries=2048, keys=2048, heads=4) == "chunked"
     assert choose("gpu", rows=1, queries=2048, keys=2048, heads=4) == "dense"
-    assert choose("tpu", rows=4, queries=32768, keys=32768, heads=16) == "chunked"
+    assert choose("gpu", rows=4, queries=32768, keys=32768, heads=16) == "chunked"
+    assert choose("tpu", rows=4, queries=32768, keys=32768, heads=16) == "splash"
     q, k, v, q_group, kv_group = inputs(n=11, m=11)
     with caplog.at_level(logging.INFO, logger="vdm_jax.kernels.attend"):
         for _ in range(3):

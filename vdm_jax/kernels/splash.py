@@ -20,6 +20,7 @@ import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 from jaxtyping import Array, Bool, Float
@@ -29,9 +30,11 @@ from vdm_jax.kernels.kernel import HIDDEN, Saved
 from vdm_jax.kernels.platform import platform
 
 LANES = 128  # what a TPU's vector register holds; the kernel's blocks are multiples of it
-# Four matrix units' worth of queries and of keys amortise a turn of the grid; larger blocks skip
-# less, and from 1,024 on the scores of the backward pass overflow the vector memory of v5e.
+# A block of keys and values, fetched for so many queries, gives 512 operations a byte; v5e, v5p and
+# v7x need 170 to 310 to be kept busy, v6e 560. Larger blocks would skip less.
 BLOCK = 512
+# Bytes of the map; a TPU's scalar memory, where it lies, has 2^20, and some are the compiler's.
+MAP_BYTES = 3 * 2**18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Splash:
     """The kernel.
 
     Attributes:
-      block: at most so many tokens in a block of queries and of keys, a multiple of 128.
+      block: tokens in a block of queries and of keys, a multiple of 128. Short rows have smaller
+        ones, and rows so long that their map is too large, larger.
       interpret: run by JAX's interpreter, on any platform, as slowly as it gets.
     """
 
@@ -61,10 +65,10 @@ class Splash:
         )
         lse = lse.reshape(lse.shape[0], b, -1)[..., :n].swapaxes(0, 1)
         # A query without a visible key averages what it was given to see, with weight exp(HIDDEN);
-        # one whose list was empty divides 0 by 0.
-        seen = lse > HIDDEN
-        out = jnp.where(seen.swapaxes(1, 2)[..., None], _rows(out, b)[:, :n], 0)
-        return out, jnp.where(seen, lse, HIDDEN)
+        # one whose list was empty divides 0 by 0. But what came in as nan goes out as nan.
+        blind = lse <= HIDDEN
+        out = jnp.where(blind.swapaxes(1, 2)[..., None], 0, _rows(out, b)[:, :n])
+        return out, jnp.where(blind, HIDDEN, lse)
 
     def backward(self, saved: Saved, d_out: Float[Array, "b n h d"]) -> tuple[Array, Array, Array]:
         q, k, v, q_group, kv_group, out, lse = saved
@@ -72,7 +76,7 @@ class Splash:
         sizes = self._sizes(q, k)
         met = meets(q_group, kv_group, *sizes)
         # exp(HIDDEN - 0) = 0: so a query that saw nothing gives nothing.
-        lse = jnp.where(lse > HIDDEN, lse, 0).swapaxes(0, 1)
+        lse = jnp.where(lse <= HIDDEN, 0, lse).swapaxes(0, 1)
         lse = jnp.pad(lse, ((0, 0), (0, 0), (0, -n % sizes[0]))).reshape(h, -1)
         *_, dq, dk, dv, _, _ = splash._splash_attention_bwd(
             save_residuals=False,
@@ -92,9 +96,12 @@ class Splash:
         return dq, _rows(dk, b)[:, :m], _rows(dv, b)[:, :m]
 
     def _sizes(self, q: Array, k: Array) -> tuple[int, int]:
-        """Tokens in a block of queries and in one of keys: no more than there are."""
-        filled = (-(-x.shape[1] // LANES) * LANES for x in (q, k))
-        queries, keys = (min(self.block, length) for length in filled)
+        """Tokens in a block of queries and in one of keys."""
+        b, block = q.shape[0], self.block
+        lengths = [-(-x.shape[1] // LANES) * LANES for x in (q, k)]
+        while map_bytes(b, *(-(-length // block) for length in lengths)) > MAP_BYTES:
+            block *= 2
+        queries, keys = (min(block, length) for length in lengths)
         return queries, keys
 
     def _options(self, sizes: tuple[int, int]) -> dict[str, Any]:
@@ -132,8 +139,7 @@ def block_map(met: Bool[Array, "b q k"], *, transposed: bool = False) -> MaskInf
     # Slots behind the end of a list name its last block again, which is there already.
     slots = jnp.minimum(slots, jnp.maximum(lengths - 1, 0)[..., None])
     fetch = jnp.take_along_axis(lists, slots, -1) + k * jnp.arange(b)[:, None, None]
-    # The arrays lie in scalar memory, which is small: as few bytes as hold their numbers.
-    small = next(t for t in (jnp.int8, jnp.int16, jnp.int32) if b * k <= jnp.iinfo(t).max + 1)
+    small = _integer(b * k)
     fetch, compute = fetch.reshape(b * q, k).astype(small), compute.reshape(b * q, k)
     compute = compute.astype(jnp.int8)
     if transposed:
@@ -145,6 +151,16 @@ def block_map(met: Bool[Array, "b q k"], *, transposed: bool = False) -> MaskInf
         partial_mask_blocks=None,
         q_sequence=None,
     )
+
+
+def map_bytes(b: int, q: int, k: int) -> int:
+    """Of the larger map, the one whose lists are longer or whose indices are."""
+    return b * q * k * (1 + _integer(b * max(q, k))(0).itemsize)
+
+
+def _integer(count: int) -> type[np.signedinteger]:
+    """The smallest that counts so far."""
+    return next(t for t in (np.int8, np.int16, np.int32) if count <= np.iinfo(t).max + 1)
 
 
 def _sequences(q: Array, k: Array, v: Array, sizes: tuple[int, int]) -> tuple[Array, Array, Array]:
