@@ -74,7 +74,7 @@ def test_a_dense_layer_is_flax_s():
     """Parameters, their first values and the result, bit for bit."""
     x = operands()[1]
     theirs = nn.Dense(HIDDEN, kernel_init=nn.initializers.lecun_normal())
-    ours = Dense(features=HIDDEN, axes=(EMBED, MLP), init=nn.initializers.lecun_normal())
+    ours = Dense(features=HIDDEN, axes=(EMBED, MLP), kernel_init=nn.initializers.lecun_normal())
     made = theirs.init(jax.random.key(1), x)
     for one, other in zip(
         jax.tree.leaves(nn.unbox(ours.init(jax.random.key(1), x))), jax.tree.leaves(made),

@@ -1,7 +1,5 @@
 """Only what divides is tried, and what fits and is fastest comes first."""
 
-import sys
-
 from experiments import sora
 from vdm_jax.config import build
 from vdm_jax.parallel.mesh import sizes_of
@@ -45,11 +43,7 @@ def test_ranking():
     assert [one.plan for one in found] == [plans[3], plans[0], plans[4], plans[1], None]
 
 
-def test_a_choice_that_dies_says_why(monkeypatch):
+def test_a_choice_that_dies_says_why():
     choice = Choice(mesh=(("data", 1), ("fsdp", 1)), remat="full", microbatches=1)
-    script = "import sys; sys.exit('the last line')"
-    monkeypatch.setattr(sys, "executable", "/bin/echo")
-    assert search.in_process([])(choice).plan is None if False else True
-    monkeypatch.undo()
-    found = search.in_process(["--topology=v9:2x2", f"--nonsense={script}"])(choice)
-    assert found.plan is None and "topology" in found.why
+    found = search.in_process(["--topology=v9:2x2"])(choice)
+    assert found.plan is None and "there is no topology 'v9:2x2'" in found.why

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 from vdm_jax.config import UserError
 from vdm_jax.train import state as states

@@ -32,12 +32,12 @@ class Dense(nn.Module):
     features: int
     axes: AxisNames
     dtype: str = "float32"
-    init: Initializer = XAVIER
+    kernel_init: Initializer = XAVIER
     bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"]) -> Float[Array, "b ... d"]:
-        kernel = parameter(self, "kernel", self.init, self.axes, (x.shape[-1], self.features))
+        kernel = parameter(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
         out = product(x.astype(self.dtype), kernel.astype(self.dtype), self.axes)
         if not self.bias:
             return out
@@ -54,7 +54,7 @@ def dense(
     bias: bool = True,
 ) -> Dense:
     """A linear layer whose kernel (in, out) has the logical axes `axes`; the bias starts at 0."""
-    return Dense(features=features, axes=axes, dtype=dtype, init=init, bias=bias, name=name)
+    return Dense(features=features, axes=axes, dtype=dtype, kernel_init=init, bias=bias, name=name)
 
 
 def parameter(

@@ -54,8 +54,10 @@ def _turns(eqn: Any) -> int:
     if eqn.primitive.name == "scan":
         return int(eqn.params["length"])
     if eqn.primitive.name == "shard_map":
-        mesh = eqn.params["mesh"]
-        return math.prod(mesh.shape[axis] for axis in eqn.params["manual_axes"])
+        mesh, params = eqn.params["mesh"], eqn.params
+        # Called so from JAX 0.10 on, and otherwise before.
+        mapped = params["newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"]
+        return math.prod(mesh.shape[axis] for axis in mapped)
     return 1
 
 
