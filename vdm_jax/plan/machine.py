@@ -98,8 +98,13 @@ class Plan:
         }
 
 
-def make_plan(run: Run, machine: Topology, what: str = "train") -> Plan:
+def make_plan(
+    run: Run, machine: Topology, what: str = "train", mix: Mix | None = None
+) -> Plan:
     """Compile `run`'s training step, or one call of its sampler, for a machine, and count.
+
+    Args:
+      mix: the examples of a step; None takes those of the run's data.
 
     Raises:
       UserError: a mesh that does not fit, sizes that do not divide.
@@ -107,7 +112,7 @@ def make_plan(run: Run, machine: Topology, what: str = "train") -> Plan:
     if what not in WHAT:
         raise UserError(f"--what is '{what}'; it must be {' or '.join(WHAT)}.")
     _check(run, machine)
-    mix = mix_of(run.data)
+    mix = mix_of(run.data) if mix is None else mix
     program = make_program(run, machine.devices)
     made = _trained(run, program) if what == "train" else _sampled(run, program, mix)
     traced, rows, arguments = made
