@@ -44,7 +44,6 @@ from vdm_jax.stage import Stage
 from vdm_jax.train.optim import AdamW, Muon, Optimizer, Warmup
 from vdm_jax.train.run import Prompt, Run
 
-
 SIZES = {
     "": {"width": 2304, "depth": 32, "heads": 18, "mlp_ratio": 4.0},
     "14b": {"width": 5120, "depth": 40, "heads": 40, "mlp_ratio": 3.5},

@@ -7,10 +7,10 @@
             Here every chip has a video of its own, and a step's time is divided by four: sharing
             one video among chips, as they do, is taken to cost nothing.
     llama   MaxText's Llama 2 70B on 512 chips of v5p, 4,096 tokens a sequence: 65.4 % of the peak
-            (its documentation's table). Its recipe is not part of that table: 4 sequences a chip and
-            products kept, as its published recipes for v5p have it. Here keys are not shared by
-            heads, attention is not causal, and there is no vocabulary; both numbers are shares of
-            what the trunk itself needs.
+            (its documentation's table). Its recipe is not part of that table: taken are 4 sequences
+            a chip and products kept, as its published recipes for v5p have it. Here keys are not
+            shared by heads, attention is not causal, and there is no vocabulary; both numbers are
+            shares of what the trunk itself needs.
 
 No weights, no data: the trunks are compiled for the machine by the TPU's compiler, nothing runs.
 The prediction is called calibrated only if both errors are within 25 %.

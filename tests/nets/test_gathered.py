@@ -32,9 +32,7 @@ def loss(kernels, x):
 def operands():
     keys = jax.random.split(jax.random.key(0), 3)
     shapes = ((WIDTH, HIDDEN), (HIDDEN, WIDTH), (ROWS, TOKENS, WIDTH))
-    *kernels, x = (
-        jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)
-    )
+    *kernels, x = (jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True))
     return kernels, x
 
 

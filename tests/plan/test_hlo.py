@@ -20,18 +20,18 @@ TEXT = """HloModule jit_step, is_scheduled=true
 
 %begin (p0: bf16[8,64]) -> bf16[32,64] {
   %p0 = bf16[8,64]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %ag = bf16[32,64]{1,0:T(8,128)(2,1)} all-gather(%p0), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"-1","flag_end":"-1"}}
+  ROOT %ag = bf16[32,64]{1,0} all-gather(%p0), channel_id=3, {GROUPS}, backend_config={BEGUN}
 }
 
 %go_on (p1: bf16[8,64]) -> bf16[32,64] {
   %p1 = bf16[8,64]{1,0} parameter(0)
-  ROOT %ag2 = bf16[32,64]{1,0} all-gather(%p1), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, backend_config={"async_collective_fusion_config":{"flag_start":"2","flag_end":"8"}}
+  ROOT %ag2 = bf16[32,64]{1,0} all-gather(%p1), channel_id=3, {GROUPS}, backend_config={GOES_ON}
 }
 
 %all-reduce-scatter.1 (p2: f32[32,64]) -> f32[8,64] {
   %p2 = f32[32,64]{1,0} parameter(0)
   %at = s32[] constant(0)
-  %ar = f32[32,64]{1,0} all-reduce(%p2), channel_id=1, replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
+  %ar = f32[32,64]{1,0} all-reduce(%p2), channel_id=1, replica_groups={FOURS}, to_apply=%add
   ROOT %cut = f32[8,64]{1,0} dynamic-slice(%ar, %at, %at), dynamic_slice_sizes={8,64}
 }
 
@@ -52,6 +52,10 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %g = f32[32,64]{1,0} get-tuple-element(%state), index=2
   %whole = bf16[32,64]{1,0} fusion(%w), kind=kOutput, calls=%begin
   %more = bf16[32,64]{1,0} fusion(%w), kind=kOutput, calls=%go_on
+  %kernel = f32[8]{0} custom-call(%w), custom_call_target="tpu_custom_call", backend_config={
+ "a": "text that goes on
+}
+", "b": 1}
   %mine = f32[8,64]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
   %pair = (s32[], s32[]) tuple()
   %data = (s32[], s32[]) while(%pair), condition=%inner_condition, body=%inner_body
@@ -75,7 +79,10 @@ ENTRY %main (x: f32[16], w0: bf16[8,64], g0: f32[32,64]) -> f32[16] {
   %alone = f32[16]{0} all-reduce(%x), replica_groups={{0}}, to_apply=%add
   ROOT %loss = f32[16]{0} all-reduce(%alone), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
 }
-"""
+""".replace("{BEGUN}", '{"async_collective_fusion_config":{"flag_start":"-1"}}')
+TEXT = TEXT.replace("{GOES_ON}", '{"async_collective_fusion_config":{"flag_start":"2"}}')
+TEXT = TEXT.replace("{GROUPS}", "replica_groups=[2,4]<=[8], dimensions={0}")
+TEXT = TEXT.replace("{FOURS}", "{{0,1,2,3},{4,5,6,7}}")
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +98,12 @@ def test_loops_multiply_and_unknown_ones_are_named(module):
 
 
 def test_a_counter_may_start_elsewhere():
-    assert hlo.parse(TEXT.replace("%zero = s32[] constant(0)", "%zero = s32[] constant(2)")).runs[
-        "body"
-    ] == 3
+    assert (
+        hlo.parse(TEXT.replace("%zero = s32[] constant(0)", "%zero = s32[] constant(2)")).runs[
+            "body"
+        ]
+        == 3
+    )
 
 
 def test_the_compilers_own_count_is_believed():

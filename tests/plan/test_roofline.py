@@ -5,10 +5,10 @@ import types
 
 import pytest
 
+from vdm_jax.config import UserError
 from vdm_jax.plan.chips import CHIPS, Chip, chip_called, chip_of, peak_flops
 from vdm_jax.plan.roofline import Load, Reached, assumptions, link_seconds, predict, seconds
 from vdm_jax.plan.traffic import Collective
-from vdm_jax.config import UserError
 
 CHIP = Chip(
     name="toy", kinds=("Toy",), flops=100.0, hbm=1000, hbm_bandwidth=10.0, links=2, link=1.0,
@@ -85,7 +85,7 @@ def test_chips_are_found_by_what_jax_calls_them():
     assert chip_of("TPU v5 lite") is CHIPS["v5e"]
     assert peak_flops("TPU7x") == 2307e12 / 2  # a device is half a chip
     assert chip_of("cpu") is None and peak_flops("cpu") is None
-    with pytest.raises(UserError, match="'v5f'.*'v5[ep]'"):
+    with pytest.raises(UserError, match=r"'v5f'.*'v5[ep]'"):
         chip_called("v5f")
 
 

@@ -159,7 +159,8 @@ def test_muon_is_optax_s():
     )
     states = [ours.init(params), theirs.init(params)]
     for step in range(3):
-        found = jax.tree.map(lambda p: jax.random.normal(jax.random.key(step), p.shape), params)
+        key = jax.random.key(step)
+        found = jax.tree.map(lambda p, key=key: jax.random.normal(key, p.shape), params)
         updates = []
         for index, transform in enumerate((ours, theirs)):
             update, states[index] = transform.update(found, states[index], params)

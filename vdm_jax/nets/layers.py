@@ -37,11 +37,15 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"]) -> Float[Array, "b ... d"]:
-        kernel = parameter(self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features))
+        kernel = parameter(
+            self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features)
+        )
         out = product(x.astype(self.dtype), kernel.astype(self.dtype), self.axes)
         if not self.bias:
             return out
-        return out + parameter(self, "bias", ZERO, self.axes[1:], (self.features,)).astype(out.dtype)
+        return out + parameter(self, "bias", ZERO, self.axes[1:], (self.features,)).astype(
+            out.dtype
+        )
 
 
 def dense(

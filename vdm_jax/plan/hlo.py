@@ -25,6 +25,8 @@ BITS = {
 }  # fmt: skip
 _SHAPE = re.compile(r"\b(pred|bf16|[sufc]\d+|f8\w+)\[([\d,]*)\](\{[^}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+# Attributes may go on over several lines, a lone brace among them: what is no line is passed over.
+_LINE = re.compile(r"^\s+(ROOT )?%?[\w.\-]+ = [(\w]")
 _CALLED = re.compile(
     r"(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
 )
@@ -187,9 +189,7 @@ def parse(text: str) -> Module:
         if header:
             here = computations[header[2]] = {}
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
-            here = None
-        elif here is not None and " = " in line:
+        elif here is not None and _LINE.match(line):
             one = _instruction(line)
             here[one.name] = one
     if not entry:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.cond import Cond
 from vdm_jax.config import UserError, refuse
 from vdm_jax.diffusion.parameterization import Prediction
 from vdm_jax.diffusion.sample import sample
@@ -98,9 +99,7 @@ class Plan:
         }
 
 
-def make_plan(
-    run: Run, machine: Topology, what: str = "train", mix: Mix | None = None
-) -> Plan:
+def make_plan(run: Run, machine: Topology, what: str = "train", mix: Mix | None = None) -> Plan:
     """Compile `run`'s training step, or one call of its sampler, for a machine, and count.
 
     Args:
@@ -210,14 +209,14 @@ def evaluations(stage: Stage) -> int:
     batch = _one_token(stage)
 
     def counted_denoise(batch: Any, at: Any, cond: Any) -> Prediction:
-        one = jnp.ones((1, 1)) * batch.x.sum()
+        one = jnp.ones((1, 1)) * (batch.x.sum() + cond.vector.sum())
         return Prediction(batch.x + one @ one, batch.x)
 
     def free(batch: Any, at: Any, cond: Any) -> Prediction:
         return Prediction(batch.x, batch.x)
 
     def total(denoise: Any) -> int:
-        conds: Any = {"cond": None, "uncond": None}
+        conds = dict.fromkeys(("cond", "uncond"), Cond(vector=jnp.zeros((1, 1, 1))))
         made = jax.make_jaxpr(
             lambda: sample(
                 denoise, batch, process=stage.process, sampler=stage.sampler,
@@ -250,5 +249,3 @@ def shard_bytes(tree: Any) -> int:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * np.dtype(leaf.dtype).itemsize
         for leaf in jax.tree.leaves(tree)
     )
-
-

@@ -21,7 +21,7 @@ def products(jaxpr: Any) -> int:
 
 
 def kernels(jaxpr: Any) -> int:
-    """How often attention's kernels are called."""
+    """How many loops of unknown length and kernels run, those in loops as often as these turn."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     total = 0
     for eqn in jaxpr.eqns:
@@ -42,8 +42,10 @@ def _cost(eqn: Any) -> int:
         return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
     if name == "conv_general_dilated":
         kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
-        return 2 * math.prod(eqn.outvars[0].aval.shape) * (
-            math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+        return (
+            2
+            * math.prod(eqn.outvars[0].aval.shape)
+            * (math.prod(kernel) // kernel[numbers.rhs_spec[0]])
         )
     if name == "cond":
         return max(map(products, _inner(eqn)))

@@ -91,9 +91,7 @@ def _times(load: Load, chip: Chip, at: Reached) -> dict[str, float]:
     }
 
 
-def link_seconds(
-    found: Iterable[Collective], chip: Chip, devices: Sequence[Any]
-) -> float:
+def link_seconds(found: Iterable[Collective], chip: Chip, devices: Sequence[Any]) -> float:
     """Seconds of all collectives at the links' peak, one after another.
 
     Args:

@@ -94,7 +94,7 @@ def split(name: str) -> tuple[Chip, str]:
             f"Write {', '.join(EXAMPLES.values())} or {LOCAL}."
         )
     axes = CHIPS[kind].links
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){%d}" % (axes - 1), shape):
+    if not re.fullmatch(r"x".join([r"[1-9]\d*"] * axes), shape):
         raise UserError(
             f"topology '{name}' needs the number of {kind} chips along {axes} axes, such as "
             f"{EXAMPLES[kind]}."

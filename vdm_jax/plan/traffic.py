@@ -106,9 +106,7 @@ def group(attributes: str) -> tuple[int, ...]:
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     if listed:
         return tuple(map(int, listed[1].split(",")))
-    tiled = re.search(
-        r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
-    )
+    tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
     if tiled:
         shape = tuple(map(int, tiled[3].split(",")))
         ids = np.arange(np.prod(shape)).reshape(shape)

@@ -24,7 +24,7 @@ from vdm_jax.config import UserError
 from vdm_jax.kernels.blocks import meets
 from vdm_jax.nets.cost import multiply_adds
 from vdm_jax.nets.dit import DiT
-from vdm_jax.nets.patterns import Groups, cross_groups
+from vdm_jax.nets.patterns import cross_groups
 from vdm_jax.nets.registers import insert
 from vdm_jax.plan.mix import Mix
 from vdm_jax.train.run import Run
@@ -203,9 +203,7 @@ def straggler(costs: np.ndarray, devices: int, microbatches: int) -> float:
     return float(np.mean([ratio(part, balance(part, devices)) for part in parts]))
 
 
-def of_training(
-    run: Run, mix: Mix, *, products: int, block: int, devices: int, remat: str
-) -> Work:
+def of_training(run: Run, mix: Mix, *, products: int, block: int, devices: int, remat: str) -> Work:
     """A training step on `devices` devices of rows; `products` of the traced step."""
     product, self_attention = attention(run, mix, block)
     return _work(
