@@ -14,7 +14,7 @@ LAYERS = (
     {"diffusion", "nets", "parallel"},
     {"signals", "codecs", "denoiser"},
     {"objectives", "stage", "links", "cascade"},
-    {"train", "evals", "interop", "pipeline", "gallery", "features", "compiled"},
+    {"train", "evals", "interop", "pipeline", "gallery", "features", "compiled", "plan"},
     {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

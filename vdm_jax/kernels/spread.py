@@ -103,7 +103,8 @@ def attend(
         on,
         in_specs=(queries, keys, keys, spec(over.queries), spec(over.keys)),
         out_specs=queries,
-        axis_names=divided,
+        # All of the mesh, axes of one device too: a TPU's kernels refuse to be divided any further.
+        axis_names=set(mesh_auto()),
         check_vma=False,
     )(q, k, v, q_group, kv_group)
     return out[:, :n]
@@ -116,8 +117,14 @@ def mesh_axes(name: str) -> Axes:
         return ()
     rule = dict(get_logical_axis_rules()).get(name) or ()
     names = (rule,) if isinstance(rule, str) else tuple(rule)
-    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
-    return tuple(a for a in names if kinds.get(a) == AxisType.Auto and mesh.shape[a] > 1)
+    return tuple(a for a in names if a in mesh_auto() and mesh.shape[a] > 1)
+
+
+def mesh_auto() -> Axes:
+    """Axes of the ambient mesh that nothing has been mapped over yet."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(name for name, kind in kinds if kind == AxisType.Auto)
 
 
 def devices(axes: Axes) -> int:
