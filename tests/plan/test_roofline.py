@@ -6,7 +6,7 @@ import types
 import pytest
 
 from vdm_jax.config import UserError
-from vdm_jax.plan.chips import CHIPS, Chip, chip_called, chip_of, peak_flops
+from vdm_jax.parallel.chips import CHIPS, Chip, chip_called, chip_of, peak_flops
 from vdm_jax.plan.roofline import Load, Reached, assumptions, link_seconds, predict, seconds
 from vdm_jax.plan.traffic import Collective
 

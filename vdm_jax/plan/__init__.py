@@ -1,6 +1,5 @@
 """What a run would be on a machine that is not here: memory, collectives, time, money.
 
-    chips.py      what one chip can do, with its public source
     topology.py   a name such as v5e:16x16 -> devices to compile for
     compiled.py   the real step through the real compiler: memory and optimised HLO
     hlo.py        the HLO as computations, and how often each runs

@@ -27,7 +27,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vdm_jax.plan.chips import Chip
+from vdm_jax.parallel.chips import Chip
 from vdm_jax.plan.traffic import Collective
 
 

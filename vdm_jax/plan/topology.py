@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from vdm_jax.config import UserError, suggestion
-from vdm_jax.plan.chips import CHIPS, Chip, chip_of
+from vdm_jax.parallel.chips import CHIPS, Chip, chip_of
 
 LOCAL = "local"
 # What libtpu's own names are called.

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from data_pipeline.text import Tokenizer
 from vdm_jax.config import UserError, build, from_json, problems, refuse, to_json
+from vdm_jax.parallel.chips import peak_flops
 from vdm_jax.parallel.hosts import Hosts
 from vdm_jax.parallel.place import row_share
 from vdm_jax.train import alike, lineage, log, outcome
@@ -216,9 +217,10 @@ def check(config: ConfigDict) -> Run:
 
 
 def meter_of(run: Run, program: Program, console: Console) -> Meter:
-    """A meter that knows what the run's examples cost."""
+    """A meter that knows what the run's examples cost, and what these devices could do."""
     work = Work.of(run.stage, condition_features(run, program.abstract.params))
-    return Meter(console=console, work=work, rows=program.row_devices)
+    peak = peak_flops(program.mesh.devices.flat[0].device_kind)
+    return Meter(console=console, work=work, peak=peak, rows=program.row_devices)
 
 
 def writers(run: Run, folder: Path) -> log.Writer:
