@@ -132,19 +132,23 @@ def test_table_index_is_the_entry():
 
 def test_captions_stay_with_their_rows():
     """On a mesh that divides rows and parameters a device encodes its own rows' captions only."""
-    batch, raw = carrier([[ONE], [TWO]] * 4)
-    hidden = jnp.zeros_like(batch.examples.valid)
+    arrays = pack([[ONE], [TWO]] * 4, tokens=20, text=8, segments=3)
     module = text_module()
-    params = nn.unbox(module.init(jax.random.key(0), raw["text"], batch, hidden))
+
+    def loss(params, arrays):
+        batch, raw = to_carrier(arrays, Pixels(), (1, 2, 2))
+        hidden = jnp.zeros_like(batch.examples.valid)
+        return jnp.square(module.apply(params, raw["text"], batch, hidden).x).sum()
+
+    batch, raw = carrier([[ONE]])
+    params = module.init(
+        jax.random.key(0), raw["text"], batch, jnp.zeros_like(batch.examples.valid)
+    )
     mesh = make_mesh({"fsdp": 8})
     row = jax.NamedSharding(mesh, jax.P("fsdp"))
-
-    def loss(params, text, batch, hidden):
-        return jnp.square(module.apply(params, text, batch, hidden).x).sum()
-
     with jax.set_mesh(mesh), nn.logical_axis_rules(table("fsdp")):
-        step = jax.jit(jax.grad(loss), in_shardings=(None, row, row, row))
-        text = step.lower(params, raw["text"], batch, hidden).compile().as_text()
+        step = jax.jit(jax.grad(loss), in_shardings=(None, row))
+        text = step.lower(nn.unbox(params), arrays).compile().as_text()
     lines, length, width = 8 * 3, 4, 8
     assert f"f32[{lines // 8},{length},{4 * width}]" in text
     assert f"f32[{lines},{length},{4 * width}]" not in text

@@ -91,7 +91,7 @@ def config_of(one: Measured) -> ConfigDict:
     trunk.remat, trunk.registers, trunk.patch_features = one.remat, 0, 48
     config.stage.patch = config.data.patch = (1, 4, 4)
     config.data.tokens, config.data.segments, config.data.rows = tokens, 1, one.rows
-    config.data.text_tokens = one.words + 1
+    config.data.text_tokens = max(one.words + 1, 2)
     config.optimizer = spec(Optimizer, rules=((".*", spec(AdamW, learning_rate=1e-4)),))
     config.mesh.update({"data": 1, "fsdp": 1, "seq": 1, "tensor": 1} | one.mesh)
     text, rate = config.stage.denoiser.signals
