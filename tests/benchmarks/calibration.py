@@ -74,7 +74,7 @@ WAN = Measured(
     rows=4, per=4.0, remat="full",
 )  # fmt: skip
 LLAMA = Measured(
-    name="Llama 2 70B, MaxText", machine="v5p:8x8x8", mesh={"fsdp": 512}, value=0.654,
+    name="Llama 2 70B, MaxText", machine="v5p:8x8x8", mesh={"data": 8, "fsdp": 64}, value=0.654,
     unit="share", width=8192, depth=80, heads=64, mlp_ratio=3.5, grid=(1, 64, 64), words=0,
     rows=2048, per=1.0, remat="dots",
 )  # fmt: skip
