@@ -74,7 +74,7 @@ WAN = Measured(
     rows=4, per=4.0, remat="full",
 )  # fmt: skip
 LLAMA = Measured(
-    name="Llama 2 70B, MaxText", machine="v5p:8x8x8", mesh={"fsdp": 512}, value=0.654,
+    name="Llama 2 70B, MaxText", machine="v5p:8x8x8", mesh={"data": 8, "fsdp": 64}, value=0.654,
     unit="share", width=8192, depth=80, heads=64, mlp_ratio=3.5, grid=(1, 64, 64), words=0,
     rows=2048, per=1.0, remat="dots",
 )  # fmt: skip
@@ -91,7 +91,7 @@ def config_of(one: Measured) -> ConfigDict:
     trunk.remat, trunk.registers, trunk.patch_features = one.remat, 0, 48
     config.stage.patch = config.data.patch = (1, 4, 4)
     config.data.tokens, config.data.segments, config.data.rows = tokens, 1, one.rows
-    config.data.text_tokens = one.words + 1
+    config.data.text_tokens = max(one.words + 1, 2)
     config.optimizer = spec(Optimizer, rules=((".*", spec(AdamW, learning_rate=1e-4)),))
     config.mesh.update({"data": 1, "fsdp": 1, "seq": 1, "tensor": 1} | one.mesh)
     text, rate = config.stage.denoiser.signals

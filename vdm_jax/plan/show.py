@@ -12,6 +12,7 @@ from vdm_jax.plan.machine import Plan
 from vdm_jax.plan.roofline import assumptions
 from vdm_jax.plan.search import Found
 
+TILE = 16  # rows of a bf16 tile of a TPU's memory
 COUNTED, COMPILER, PREDICTED = "counted", "compiler", "predicted"
 
 
@@ -102,6 +103,12 @@ def notes(plan: Plan) -> list[str]:
         )
     elif plan.limit:
         found.append(f"it fits, {(plan.limit - plan.bytes) / 2**30:.2f} GiB of a device are left.")
+    if plan.mesh["fsdp"] > 1 and (plan.share % TILE or not plan.share):
+        found.append(
+            f"fsdp {plan.mesh['fsdp']} leaves {plan.share or 'an uneven number of'} rows of a "
+            f"kernel on each device: only where they are a multiple of {TILE} are gradients "
+            "scattered instead of summed whole; divide less by fsdp and more by data."
+        )
     if plan.unknown:
         found.append(
             f"{plan.unknown} loops have a length that is data: what they move was counted once."

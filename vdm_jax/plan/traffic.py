@@ -36,6 +36,10 @@ FREE = frozenset(
 )  # fmt: skip
 SLICES = frozenset(("dynamic-slice", "slice", "gather"))
 _SPREAD = re.compile(r'"async_collective_fusion_config":\{"flag_start":"(-?\d+)"')
+_MESHED = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\]"
+    r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?\s*\{([^}]*)\}"
+)
 _SCATTERED = "all-reduce-scatter"
 
 
@@ -108,22 +112,26 @@ def group(attributes: str) -> tuple[int, ...]:
         return tuple(map(int, listed[1].split(",")))
     tiled = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
     if tiled:
-        shape = tuple(map(int, tiled[3].split(",")))
-        ids = np.arange(np.prod(shape)).reshape(shape)
-        if tiled[4]:
-            ids = ids.transpose(tuple(map(int, tiled[4].split(","))))
+        ids = _ids(tiled[3], tiled[4])
         return tuple(ids.reshape(int(tiled[1]), int(tiled[2]))[0].tolist())
-    meshed = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes)
+    meshed = _MESHED.search(attributes)
     if meshed:
         sizes = [(name, int(size)) for name, size in re.findall(r"'(\w+)'=(\d+)", meshed[1])]
-        over = set(re.findall(r"'(\w+)'", meshed[2]))
-        ids = np.arange(np.prod([size for _, size in sizes])).reshape([s for _, s in sizes])
+        over = set(re.findall(r"'(\w+)'", meshed[4]))
+        ids = _ids(meshed[2], meshed[3]) if meshed[2] else np.arange(np.prod([n for _, n in sizes]))
         first = tuple(slice(None) if name in over else 0 for name, _ in sizes)
-        return tuple(np.ravel(ids[first]).tolist())
+        return tuple(np.ravel(ids.reshape([n for _, n in sizes])[first]).tolist())
     pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
     if pairs:
         return tuple(sorted(set(map(int, re.findall(r"\d+", pairs[1])))))
     return ()
+
+
+def _ids(shape: str, transposed: str | None) -> np.ndarray:
+    """0, 1, 2, ... in a shape, its axes in another order."""
+    sizes = tuple(map(int, shape.split(",")))
+    ids = np.arange(np.prod(sizes)).reshape(sizes)
+    return ids.transpose(tuple(map(int, transposed.split(",")))) if transposed else ids
 
 
 def summary(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
