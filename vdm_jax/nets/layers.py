@@ -15,6 +15,7 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
 from vdm_jax.axes import EMBED, MLP, ROW, TOKEN
+from vdm_jax.kernels import linear
 from vdm_jax.types import Count, Positive
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -42,6 +43,7 @@ def dense(
         param_dtype=jnp.float32,
         kernel_init=nn.with_logical_partitioning(init, axes),
         bias_init=nn.with_logical_partitioning(ZERO, axes[1:]),
+        dot_general=linear.dot_general,
         name=name,
     )
 

@@ -1,0 +1,60 @@
+"""The product of a linear layer, with the gradient of its weights in the form a CPU is fast at.
+
+    y = x W,   dx = dy W^T,   dW = x^T dy                                                        (1)
+
+dW sums over tokens, which both of its factors hold on an outer axis. Left alone, XLA for the CPU
+writes dy down transposed and still walks x across its rows. Here x is written down transposed, and
+the product is one of rows by columns, as y is: `tests/benchmarks/linear.py` measures both. For
+other platforms the compiler chooses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def dot_general(
+    x: Float[Array, "... k"],
+    w: Float[Array, "k m"],
+    dimension_numbers: Any,
+    precision: None = None,
+    preferred_element_type: None = None,
+) -> Float[Array, "... m"]:
+    """`product` under the signature by which `flax.linen.Dense` calls `jax.lax.dot_general`."""
+    assert dimension_numbers == (((x.ndim - 1,), (0,)), ((), ()))
+    assert precision is None and preferred_element_type is None
+    return product(x, w)
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "... k"], w: Float[Array, "k m"]) -> Float[Array, "... m"]:
+    """x W of equations (1), in the dtype of both."""
+    return jnp.tensordot(x, w, 1)
+
+
+def _save(x, w):
+    return product(x, w), (x, w)
+
+
+def _differentiate(saved, d_y):
+    x, w = saved
+    d_x = jnp.tensordot(d_y, w, ((-1,), (1,)))
+    return d_x, jax.lax.platform_dependent(x, d_y, cpu=_transposed_first, default=_over_tokens)
+
+
+product.defvjp(_save, _differentiate)
+
+
+def _over_tokens(x: Float[Array, "... k"], d_y: Float[Array, "... m"]) -> Float[Array, "k m"]:
+    tokens = tuple(range(x.ndim - 1))
+    return jnp.tensordot(x, d_y, (tokens, tokens))
+
+
+def _transposed_first(x: Float[Array, "... k"], d_y: Float[Array, "... m"]) -> Float[Array, "k m"]:
+    # Without the barrier the compiler folds the transpose into the product again.
+    turned = jax.lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
+    return jnp.tensordot(turned, d_y, x.ndim - 1)
