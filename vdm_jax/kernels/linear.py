@@ -55,6 +55,8 @@ def _over_tokens(x: Float[Array, "... k"], d_y: Float[Array, "... m"]) -> Float[
 
 
 def _transposed_first(x: Float[Array, "... k"], d_y: Float[Array, "... m"]) -> Float[Array, "k m"]:
-    # Without the barrier the compiler folds the transpose into the product again.
-    turned = jax.lax.optimization_barrier(jnp.moveaxis(x, -1, 0))
+    # Two barriers, or the compiler fuses what made x into a walk across its rows, and folds the
+    # transpose into the product.
+    stop = jax.lax.optimization_barrier
+    turned = stop(jnp.moveaxis(stop(x), -1, 0))
     return jnp.tensordot(turned, d_y, x.ndim - 1)
