@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+STRIPS = (512, 384, 256)  # features of x a strip; the first that divides them all
+
 
 def dot_general(
     x: Float[Array, "... k"],
@@ -43,7 +45,7 @@ def _save(x, w):
 def _differentiate(saved, d_y):
     x, w = saved
     d_x = jnp.tensordot(d_y, w, ((-1,), (1,)))
-    return d_x, jax.lax.platform_dependent(x, d_y, cpu=_transposed_first, default=_over_tokens)
+    return d_x, jax.lax.platform_dependent(x, d_y, cpu=_in_strips, default=_over_tokens)
 
 
 product.defvjp(_save, _differentiate)
@@ -54,9 +56,18 @@ def _over_tokens(x: Float[Array, "... k"], d_y: Float[Array, "... m"]) -> Float[
     return jnp.tensordot(x, d_y, (tokens, tokens))
 
 
-def _transposed_first(x: Float[Array, "... k"], d_y: Float[Array, "... m"]) -> Float[Array, "k m"]:
-    # Two barriers, or the compiler fuses what made x into a walk across its rows, and folds the
-    # transpose into the product.
-    stop = jax.lax.optimization_barrier
-    turned = stop(jnp.moveaxis(stop(x), -1, 0))
-    return jnp.tensordot(turned, d_y, x.ndim - 1)
+def _in_strips(x: Float[Array, "... k"], d_y: Float[Array, "... m"]) -> Float[Array, "k m"]:
+    """Strips of dW, from x turned strip by strip.
+
+    The barrier keeps the compiler from folding the turn into the product. The loop makes it lay x
+    out first: it would otherwise compute x again, an activation and all, in a walk across its rows.
+    """
+
+    def strip(start):
+        piece = jax.lax.dynamic_slice_in_dim(x, start, width, axis=-1)
+        turned = jax.lax.optimization_barrier(jnp.moveaxis(piece, -1, 0))
+        return jnp.tensordot(turned, d_y, x.ndim - 1)
+
+    k = x.shape[-1]
+    width = next((width for width in STRIPS if k % width == 0), k)
+    return jax.lax.map(strip, jnp.arange(0, k, width)).reshape(k, -1)
