@@ -10,7 +10,8 @@ both compute one function: the table says how far outputs and losses are apart.
 
 The process keeps to `threads` cores from before either library starts, so both take that many
 threads. Contestants run in turn in every round; the figures are medians, and what counts are the
-ratios.
+ratios. Processor time is that of all threads: with one thread it is what the wall clock would show
+on an idle machine; with more, threads that wait in a loop count too.
 """
 
 from __future__ import annotations
@@ -214,16 +215,16 @@ def measure(width: int, blocks: int, rounds: int, backend: str | None) -> dict[s
     model = latte(width, blocks)
     both = {"ours": ours(dit, carried(model)), "PyTorch": theirs(model)}
     outputs = [one.forward() for one in both.values()]
-    taken: dict[str, dict[str, list[float]]] = {"forward": {}, "train": {}}
+    taken: dict[str, dict[str, list[tuple[float, float]]]] = {"forward": {}, "train": {}}
     losses: dict[str, list[float]] = {name: [] for name in both}
     for turn in range(rounds + 1):
         for what, times in taken.items():
             for name, one in both.items():
-                start = time.perf_counter()
+                start, busy = time.perf_counter(), time.process_time()
                 found = getattr(one, what)()
-                seconds = time.perf_counter() - start
+                spent = time.perf_counter() - start, time.process_time() - busy
                 if turn:  # the first is warm-up
-                    times.setdefault(name, []).append(seconds)
+                    times.setdefault(name, []).append(spent)
                 if what == "train":
                     losses[name].append(found)
     pairs = zip(*losses.values(), strict=True)
@@ -233,8 +234,11 @@ def measure(width: int, blocks: int, rounds: int, backend: str | None) -> dict[s
         threads=torch.get_num_threads(),
         output_difference=float(abs(outputs[0] - outputs[1]).max() / abs(outputs[1]).max()),
         loss_difference=max(abs(a - b) / b for a, b in pairs),
-        seconds={what: {k: statistics.median(v) for k, v in times.items()}
-                 for what, times in taken.items()},
+        seconds={
+            f"{what}, {clock}": {k: statistics.median(v[i] for v in spent)
+                                 for k, spent in times.items()}
+            for what, times in taken.items() for i, clock in enumerate(("wall", "processor"))
+        },
     )  # fmt: skip
 
 
