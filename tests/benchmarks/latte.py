@@ -24,16 +24,10 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--width", type=int, default=512)
-parser.add_argument("--blocks", type=int, default=16)
-parser.add_argument("--rounds", type=int, default=5)
-parser.add_argument("--threads", type=int, default=2)
-parser.add_argument("--backend", help="of our attention; by default what we choose")
-parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
+from tests.benchmarks.devices import keep_to_cores
 
 if __name__ == "__main__":  # before a library counts the cores
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: parser.parse_args().threads])
+    keep_to_cores(2)
 
 import jax
 import jax.numpy as jnp
@@ -243,6 +237,13 @@ def measure(width: int, blocks: int, rounds: int, backend: str | None) -> dict[s
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--blocks", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--backend", help="of our attention; by default what we choose")
+    parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     options = parser.parse_args()
     found = measure(options.width, options.blocks, options.rounds, options.backend)
     if options.json:

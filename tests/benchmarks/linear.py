@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
+from tests.benchmarks.devices import keep_to_cores
+
 if __name__ == "__main__":  # before JAX counts the cores
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    keep_to_cores(1)
 
 import flax.linen as nn
 import jax
