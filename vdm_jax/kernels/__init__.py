@@ -1,4 +1,4 @@
-"""Attention kernels: one function, `attend`, and a table of backends that agree to rounding.
+"""Kernels: `attend`, with a table of backends that agree to rounding, and a linear product.
 
     attend.py    the contract, the table, which backend is chosen
     kernel.py    what a kernel is: a forward and a backward pass that can be merged over keys
@@ -12,6 +12,7 @@
     fused.py     the same on a GPU, in Triton
     trial.py     whether that is right on the GPU at hand
     platform.py  what a program is traced for
+    linear.py    the product of a linear layer, its weight gradient as a CPU is fast at it
 
 Every pattern of attention is a group id per token; see `attend`.
 """

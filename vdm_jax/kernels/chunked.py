@@ -112,17 +112,20 @@ def _backward(block, saved, d_out):
             i, dq, dk, dv = state
             there = lists[row, here, i]
             q_tile, do_tile = _tile(q, row, there, block), _tile(d_out, row, there, block)
+            # Keys by queries: two of the three products then read their matrix along its rows. For
+            # the third it is turned first, behind a barrier, or the compiler undoes that: a CPU
+            # multiplies rows by columns faster than columns by columns.
             lse_tile, delta_tile = (
-                dynamic_slice(x, (row, 0, there * block), (1, h, block))[0, ..., None]
+                dynamic_slice(x, (row, 0, there * block), (1, h, block))[0, :, None]
                 for x in (lse, delta)
             )
-            visible = _ids(q_group, row, there, block)[:, None] == k_ids
-            scores = jnp.where(visible, _scores(q_tile, k_tile) * scale, HIDDEN)
-            p = jnp.where(visible, jnp.exp(scores - lse_tile), 0)
-            ds = p * (_scores(do_tile, v_tile) - delta_tile)
-            dv = dv + _product("hqk,hqd->hkd", p, do_tile)
-            dk = dk + _product("hqk,hqd->hkd", ds, q_tile)
-            new = _tile(dq, row, there, block) + _product("hqk,hkd->hqd", ds, k_tile)
+            visible = k_ids[:, None] == _ids(q_group, row, there, block)
+            p = jnp.where(visible, jnp.exp(_scores(k_tile, q_tile) * scale - lse_tile), 0)
+            ds = p * (_scores(v_tile, do_tile) - delta_tile)
+            dv = dv + _product("hkq,hqd->hkd", p, do_tile)
+            dk = dk + _product("hkq,hqd->hkd", ds, q_tile)
+            turned = jax.lax.optimization_barrier(ds.swapaxes(1, 2))
+            new = _tile(dq, row, there, block) + _product("hqk,hkd->hqd", turned, k_tile)
             dq = dynamic_update_slice(dq, new[None], (row, 0, there * block, 0))
             return i + 1, dq, dk, dv
 

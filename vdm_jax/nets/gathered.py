@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from vdm_jax.axes import ROW
+from vdm_jax.kernels import linear
 from vdm_jax.kernels.spread import Axes, devices, mesh_axes
 
 
@@ -25,16 +26,16 @@ def product(
     """x times `kernel`, whose logical axes are `axes`; in their dtype."""
     rows = mesh_axes(ROW)
     if not rows or x.shape[0] % devices(rows):
-        return x @ kernel
+        return linear.product(x, kernel)
     divided = [_over(name, size, rows) for name, size in zip(axes, kernel.shape, strict=True)]
     if not any(divided):
-        return x @ kernel
+        return linear.product(x, kernel)
 
     def here(x: Array, kernel: Array) -> Array:
         for axis, over in enumerate(divided):
             if over:
                 kernel = jax.lax.all_gather(kernel, over, axis=axis, tiled=True)
-        return x @ kernel
+        return linear.product(x, kernel)
 
     return jax.shard_map(
         here,
