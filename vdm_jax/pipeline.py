@@ -25,6 +25,7 @@ from vdm_jax.config import UserError, build, from_json
 from vdm_jax.diffusion.sample import Sampler, sample
 from vdm_jax.signals import drop_all
 from vdm_jax.stage import Stage
+from vdm_jax.texts import encode
 from vdm_jax.train.run import size_problems
 from vdm_jax.types import Params
 
@@ -73,9 +74,11 @@ class Pipeline:
         sampler = sampler or self.stage.sampler
         capacity = self._room_for(requests)
         codec = self.stage.codec
-        weights = codec.weights()
+        weights, read = codec.weights(), self._texts(requests)
         for group in self._groups(requests, capacity):
-            arrays = self._arrays([requests[i] for row in group for i in row], group, capacity)
+            arrays = self._arrays(
+                [requests[i] for row in group for i in row], group, capacity, read
+            )
             latents = _generate(self.stage, sampler, self.params, arrays)
             order = [index for row in group for index in row]
             for index, video in zip(order, unpack(latents), strict=True):
@@ -127,10 +130,22 @@ class Pipeline:
             used = used + need
         yield rows
 
+    def _texts(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
+        """{text: features (words, width)} of the frozen text encoder, if there is one."""
+        if (encoder := self.stage.text) is None:
+            return {}
+        texts = sorted({text for r in requests for text in (r.prompt, r.negative)})
+        ids = [self.tokenizer.encode(text) for text in texts]
+        return dict(zip(texts, encode(encoder, encoder.weights(), ids), strict=True))
+
     def _arrays(
-        self, requests: Sequence[Request], group: list[list[int]], room: Capacity
+        self,
+        requests: Sequence[Request],
+        group: list[list[int]],
+        room: Capacity,
+        read: Mapping[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
-        """The packed batch of one call, as plain arrays."""
+        """The packed batch of one call, as plain arrays; `read` are the texts' features."""
         b, n, e, l = room.rows, room.tokens, room.segments, room.text_tokens
         out: dict[str, np.ndarray] = {
             "segment": np.zeros((b, n), np.int32),
@@ -145,6 +160,9 @@ class Pipeline:
         }
         for kind in ("prompt", "negative"):
             out |= {f"{kind}_{part}": np.zeros((b, l), np.int32) for part in _TEXT_PARTS}
+            if self.stage.text is not None:
+                wide = (b, l, self.stage.text.width)
+                out[f"{kind}_features"] = np.zeros(wide, np.float16)
         queue = iter(requests)
         for row, members in enumerate(group):
             start, texts = 0, {"prompt": 0, "negative": 0}
@@ -164,11 +182,15 @@ class Pipeline:
                 out["fps"][row, slot] = request.fps / stride if layers > 1 else 0
                 out["negated"][row, slot] = bool(request.negative)
                 for kind in texts:
-                    ids = self.tokenizer.encode(getattr(request, kind))
+                    text = getattr(request, kind)
+                    ids = self.tokenizer.encode(text)
                     here = slice(texts[kind], texts[kind] + len(ids))
                     out[f"{kind}_ids"][row, here] = ids
                     out[f"{kind}_segment"][row, here] = slot + 1
                     out[f"{kind}_position"][row, here] = np.arange(len(ids))
+                    if text in read:
+                        some = read[text]
+                        out[f"{kind}_features"][row, here][: len(some)] = some
                     texts[kind] += len(ids)
                 start = stop
         return out
@@ -205,7 +227,10 @@ def _generate(stage: Stage, sampler: Sampler, params: Params, arrays: Mapping[st
     denoiser = stage.denoiser
 
     def condition(kind: str, dropped) -> Cond:
-        text = Text(**{part: arrays[f"{kind}_{part}"] for part in _TEXT_PARTS})
+        text = Text(
+            features=arrays.get(f"{kind}_features"),
+            **{part: arrays[f"{kind}_{part}"] for part in _TEXT_PARTS},
+        )
         raw = {"text": text, "fps": arrays["fps"]}
         return cast(Cond, denoiser.apply(params, raw, batch, dropped, method="condition"))
 

@@ -12,6 +12,7 @@ from data_pipeline import rows
 from data_pipeline.blocks import PIXELS
 from data_pipeline.latents import AGAIN
 from data_pipeline.loaders import PackedVideo
+from data_pipeline.texts import stale
 from vdm_jax.config import UserError
 from vdm_jax.features import encoder_hash
 from vdm_jax.objectives.denoise import Objective
@@ -90,7 +91,8 @@ class Run:
             )
         if tuple(self.data.patch) != tuple(self.stage.patch):
             found.append(f"data.patch is {self.data.patch}, stage.patch is {self.stage.patch}.")
-        found += self._codec_problems() if not found else []
+        found += self.codec_problems() if not found else []
+        found += self._text_problems() if not found else []
         found += self._vocabulary_problems() if not found else []
         found += [
             f"ema rate {rate} must be between 0 and 1." for rate in self.ema if not 0 <= rate < 1
@@ -106,7 +108,7 @@ class Run:
             found += [f"prompts[{index}]: {line}" for line in size_problems(self.stage, size)]
         return found
 
-    def _codec_problems(self) -> list[str]:
+    def codec_problems(self) -> list[str]:
         """Whether the data are what the stage's codec makes, or pixels that it can be run on."""
         codec, latents = self.stage.codec, self.data.latents
         if latents is None:
@@ -125,6 +127,23 @@ class Run:
                 f"anew: {AGAIN}"
             ]
         return []
+
+    def _text_problems(self) -> list[str]:
+        """Whether the captions' features are what the stage's frozen encoder makes."""
+        encoder, texts = self.stage.text, self.data.texts
+        if encoder is None:
+            return []
+        where = self.data.manifests[0].folder
+        if texts is None:
+            return [
+                f"stage.text is a frozen encoder, but '{where}' has no text features; encode them "
+                f"first: {AGAIN}"
+            ]
+        if texts.width != encoder.width:
+            return [f"the text features in '{where}' have a width of {texts.width}, stage.text has "
+                    f"{encoder.width}."]  # fmt: skip
+        same = texts.key.encoder == encoder_hash(encoder)
+        return [] if same else [stale(where, ["encoder"])]
 
     def _vocabulary_problems(self) -> list[str]:
         size = self.data.tokenizer.size
