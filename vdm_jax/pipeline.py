@@ -23,6 +23,7 @@ from vdm_jax.batch import Examples, Packed, unpack
 from vdm_jax.cond import Cond, Text
 from vdm_jax.config import UserError, build, from_json
 from vdm_jax.diffusion.sample import Sampler, sample
+from vdm_jax.features import encoder_hash
 from vdm_jax.signals import drop_all
 from vdm_jax.stage import Stage
 from vdm_jax.texts import encode
@@ -76,9 +77,8 @@ class Pipeline:
         codec = self.stage.codec
         weights, read = codec.weights(), self._texts(requests)
         for group in self._groups(requests, capacity):
-            arrays = self._arrays(
-                [requests[i] for row in group for i in row], group, capacity, read
-            )
+            chosen = [requests[i] for row in group for i in row]
+            arrays = self._arrays(chosen, group, capacity, read)
             latents = _generate(self.stage, sampler, self.params, arrays)
             order = [index for row in group for index in row]
             for index, video in zip(order, unpack(latents), strict=True):
@@ -271,6 +271,7 @@ def load(workdir: str | Path, *, step: int | None = None, rate: str | None = Non
             raise UserError(f"'{workdir}' has no checkpoint yet; train first.", code=4)
         if step not in checkpoints.steps():
             raise UserError(f"'{workdir}' has no checkpoint {step}: {checkpoints.steps()}.", code=4)
+        _check_text(run.stage, checkpoints.meta(step)["data"], workdir)
         shadows = checkpoints.restore_numpy(step, ("ema",))["ema"]
     if rate not in shadows:
         raise UserError(f"'{workdir}' keeps no EMA of rate {rate}; it has {', '.join(shadows)}.")
@@ -283,6 +284,17 @@ def load(workdir: str | Path, *, step: int | None = None, rate: str | None = Non
         digest=digest({"ema": params}),
         config=hashlib.sha256(config.encode()).hexdigest(),
     )
+
+
+def _check_text(stage: Stage, data: Mapping[str, Any], workdir: str | Path) -> None:
+    """Raises: UserError, a run's frozen text encoder is not the one whose features it learnt."""
+    learnt = data.get("texts", {}).get("encoder")
+    if stage.text is not None and encoder_hash(stage.text) != learnt:
+        raise UserError(
+            f"'{workdir}' was trained on the features of another text encoder than its config's "
+            "stage.text makes now; put that one back.",
+            code=4,
+        )
 
 
 def capacity_of(data: Any, rows: int = 2) -> Capacity:

@@ -46,9 +46,8 @@ class Stage:
     def _text_problems(self) -> list[str]:
         read = [s.embed for s in self.denoiser.signals if isinstance(s.embed, FrozenText)]
         if self.text is None:
-            return (
-                ["a signal is FrozenText, but stage.text is None; name an encoder."] if read else []
-            )
+            said = "a signal is FrozenText, but stage.text is None; name an encoder."
+            return [said] if read else []
         most = self.text.max_length
         return [
             f"FrozenText.max_length is {one.max_length}, but stage.text reads {most} ids at most."

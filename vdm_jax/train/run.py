@@ -157,7 +157,9 @@ class Run:
 
     def blank_arrays(self, count: int) -> dict[str, np.ndarray]:
         """`count` rows of padding alone, in the shapes and dtypes of the loader."""
-        blank = rows.blank(self.data.capacity)
+        # Of the stage's own width, so that a model has its shapes before its data are encoded.
+        width = self.stage.text.width if self.stage.text else self.data.capacity.text_width
+        blank = rows.blank(dataclasses.replace(self.data.capacity, text_width=width))
         return {name: np.stack([leaf] * count) for name, leaf in blank.items()}
 
 
