@@ -239,7 +239,7 @@ class Reader:
         clips, caption = self.sources[example["source"]], int(example["caption"])
         if clips.texts is None or clips.text_rows is None or caption < 0:
             return None
-        return clips.texts.read(int(clips.text_rows[caption]))
+        return clips.texts.read(int(clips.text_rows[caption]), clips.captions[caption])
 
     def _member(
         self,

@@ -95,24 +95,24 @@ class Texts:
         found = np.where(self._sorted[place] == wanted, place, MISSING)
         return np.where(wanted == named(""), EMPTY, found).astype(np.int32)
 
-    def read(self, row: int) -> np.ndarray:
-        """The features of a row of `table`, float16 (words, width); of `EMPTY` there are none.
+    def read(self, row: int, caption: str) -> np.ndarray:
+        """The features of a caption, float16 (words, width), by its row (see `rows`).
 
         Raises:
           BadClip: it is no record of this caption, encoder and tokenizer, or not finite.
         """
         if row == EMPTY:
             return np.zeros((0, self.width), DTYPE)
-        said = {name: self.table[name][row].as_py() for name in SCHEMA.names}
-        if said["uri"] is None:
+        uri, words = (self.table[name][row].as_py() for name in ("uri", "words"))
+        if uri is None:
             raise BadClip("not_finite", FEATURES)
-        record = guarded(Place(self.folder, said["uri"]), ANY_SIZE, lambda file: file.read())
+        record = guarded(Place(self.folder, uri), ANY_SIZE, lambda file: file.read())
         arrays, about = unpack(record)
-        key = dataclasses.replace(self.key, content=said["caption"].hex())
+        key = dataclasses.replace(self.key, content=named(caption).hex())
         for name, value in dataclasses.asdict(key).items():
             if about.get(name) != value:
                 raise BadClip("stale", f"features of another {name}")
-        features, shape = arrays.get(FEATURES), (said["words"], self.width)
+        features, shape = arrays.get(FEATURES), (words, self.width)
         if features is None or features.shape != shape or features.dtype != DTYPE:
             raise BadClip("size", f"features are not float16 {shape}")
         if not np.isfinite(features).all():

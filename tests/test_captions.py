@@ -99,7 +99,7 @@ def test_each_distinct_caption_is_kept_once(clips, made):
     found = Texts.of(manifest.read(made))
     assert found.table.num_rows == len({str(c) for c in named})
     assert found.rows(["", "  ", "never said"]).tolist() == [texts.EMPTY] * 2 + [texts.MISSING]
-    assert found.read(texts.EMPTY).shape == (0, 2)
+    assert found.read(texts.EMPTY, "").shape == (0, 2)
 
 
 def trained_along():
@@ -316,9 +316,13 @@ def test_a_caption_without_a_finite_vector_masks_its_clips(clips, tmp_path):
 )
 def test_a_record_of_something_else_is_refused(made, tmp_path, field, reason):
     """Written by somebody else, in the place that the table names."""
-    found = Texts.of(manifest.read(shutil.copytree(made, tmp_path / "copy")))
-    key = dataclasses.replace(found.key, content=found.table["caption"][0].as_py().hex())
-    features = found.read(0)
+    there = manifest.read(shutil.copytree(made, tmp_path / "copy"))
+    found = Texts.of(there)
+    name, said = next(iter(texts.distinct([there.table]).items()))  # the first by hash
+    key = dataclasses.replace(found.key, content=name.hex())
+    features = found.read(0, said)
+    with pytest.raises(BadClip, match="another content"):
+        found.read(1, said)
     if field == "nan":
         features = features.copy()
         features[0] = np.nan
@@ -329,7 +333,7 @@ def test_a_record_of_something_else_is_refused(made, tmp_path, field, reason):
     file = tmp_path / "copy" / "texts" / "texts-000000.array_record"
     latents.write_records(file, [record])
     with pytest.raises(BadClip) as bad:
-        found.read(0)
+        found.read(0, said)
     assert bad.value.reason == reason
 
 
