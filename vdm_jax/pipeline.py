@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +20,12 @@ import numpy as np
 
 from data_pipeline.text import Tokenizer
 from vdm_jax.batch import Examples, Packed, unpack
+from vdm_jax.compiled import Traced
 from vdm_jax.cond import Cond, Text
 from vdm_jax.config import UserError, build, from_json
 from vdm_jax.diffusion.sample import Sampler, sample
 from vdm_jax.features import encoder_hash
+from vdm_jax.parallel.place import whole
 from vdm_jax.signals import drop_all
 from vdm_jax.stage import Stage
 from vdm_jax.texts import encode
@@ -62,6 +64,7 @@ class Pipeline:
     capacity: Capacity
     digest: str = ""  # of the weights
     config: str = ""  # of the run's config.json
+    traced: Traced | None = None  # samplers of this config that were traced before
 
     def __call__(
         self, requests: Sequence[Request], *, sampler: Sampler | None = None
@@ -79,7 +82,8 @@ class Pipeline:
         for group in self._groups(requests, capacity):
             chosen = [requests[i] for row in group for i in row]
             arrays = self._arrays(chosen, group, capacity, read)
-            latents = _generate(self.stage, sampler, self.params, arrays)
+            run = self._program(sampler, arrays)
+            latents = _blank(self.stage, arrays).replace(x=whole(run(self.params, arrays)))
             order = [index for row in group for index in row]
             for index, video in zip(order, unpack(latents), strict=True):
                 if not np.isfinite(video).all():
@@ -88,6 +92,15 @@ class Pipeline:
                 shown = np.asarray(codec.decode(weights, video))
                 # What pads time lies at the front, as where latents are made.
                 yield index, shown[len(shown) - requests[index].frames :]
+
+    def _program(
+        self, sampler: Sampler, arrays: Mapping[str, np.ndarray]
+    ) -> Callable[[Params, Mapping[str, np.ndarray]], jax.Array]:
+        """(params, arrays of one call) -> latents (b n d)."""
+        if self.traced is None:
+            return functools.partial(_generate, self.stage, sampler)
+        generate = functools.partial(_generate, self.stage, sampler)
+        return self.traced(f"{self.config} {sampler}", generate, self.params, dict(arrays))
 
     def grid(self, request: Request) -> tuple[int, int, int]:
         """Cells (t, y, x) of a request; time is rounded up to whole patches."""
@@ -208,11 +221,12 @@ def _time_mask(layers: int, grid: tuple[int, int, int], stage: Stage) -> np.ndar
     return mask.reshape(len(mask), -1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(stage: Stage, sampler: Sampler, params: Params, arrays: Mapping[str, Any]) -> Packed:
+def _blank(stage: Stage, arrays: Mapping[str, Any]) -> Packed:
+    """The packed batch of one call, nothing in it yet."""
+    arrays = {name: jnp.asarray(leaf) for name, leaf in arrays.items()}
     b, n = arrays["segment"].shape
     zero = jnp.zeros_like(arrays["valid"], jnp.int32)
-    batch = Packed(
+    return Packed(
         x=jnp.zeros((b, n, stage.patch_features), jnp.float32),
         segment=arrays["segment"],
         position=arrays["position"],
@@ -224,6 +238,13 @@ def _generate(stage: Stage, sampler: Sampler, params: Params, arrays: Mapping[st
         ),
         patch=stage.patch,
     )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generate(
+    stage: Stage, sampler: Sampler, params: Params, arrays: Mapping[str, Any]
+) -> jax.Array:
+    batch = _blank(stage, arrays)
     denoiser = stage.denoiser
 
     def condition(kind: str, dropped) -> Cond:
@@ -241,10 +262,9 @@ def _generate(stage: Stage, sampler: Sampler, params: Params, arrays: Mapping[st
     def denoise(batch, at, cond):
         return denoiser.apply(params, batch, at, cond, method="predict")
 
-    x = sample(
+    return sample(
         denoise, batch, process=stage.process, sampler=sampler, prior=stage.prior, conds=conds
     )
-    return batch.replace(x=x)
 
 
 def load(workdir: str | Path, *, step: int | None = None, rate: str | None = None) -> Pipeline:
@@ -283,6 +303,7 @@ def load(workdir: str | Path, *, step: int | None = None, rate: str | None = Non
         capacity=capacity_of(run.data),
         digest=digest({"ema": params}),
         config=hashlib.sha256(config.encode()).hexdigest(),
+        traced=Traced.beside(),
     )
 
 

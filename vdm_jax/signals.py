@@ -96,9 +96,10 @@ class PackedText(nn.Module):
         b, e = dropped.shape
         out = self.encoder(sentences.ids, sentences.mask).reshape(b, e, self.max_length, -1)
         inside = (sentences.segment > 0) & (text.position < self.max_length)
-        rows = jnp.broadcast_to(jnp.arange(b)[:, None], text.ids.shape)
         place = jnp.minimum(text.position, self.max_length - 1)
-        x = out[rows, jnp.maximum(sentences.segment - 1, 0), place]
+        line = jnp.maximum(sentences.segment - 1, 0)
+        # By rows, here and below: indexed all at once, rows would be gathered onto every device.
+        x = jax.vmap(lambda lines, i, j: lines[i, j])(out, line, place)
         segment = jnp.where(inside, sentences.segment, 0)
         return Tokens(x=jnp.where(inside[..., None], x, 0), segment=segment)
 
@@ -168,12 +169,13 @@ def unpack_text(text: Text, dropped: Bool[Array, "b e"], length: int) -> Sentenc
     segment = jnp.where(hidden & (text.position > 0), 0, text.segment)
 
     # Line 0 of each row collects the padding and is thrown away.
-    rows = jnp.broadcast_to(jnp.arange(b)[:, None], ids.shape)
-    lines = jnp.zeros((b, e + 1, length), ids.dtype)
-    lines = lines.at[rows, segment, text.position].set(ids, mode="drop")[:, 1:]
-    mask = jnp.zeros((b, e + 1, length), bool)
-    mask = mask.at[rows, segment, text.position].set(True, mode="drop")[:, 1:]
-    return Sentences(lines.reshape(b * e, length), mask.reshape(b * e, length), segment)
+    def spread(values: Array, segment: Array, position: Array) -> Array:
+        lines = jnp.zeros((e + 1, length), values.dtype)
+        return lines.at[segment, position].set(values, mode="drop")[1:]
+
+    lines = jax.vmap(spread)(ids, segment, text.position).reshape(b * e, length)
+    mask = jax.vmap(spread)(jnp.ones_like(ids, bool), segment, text.position)
+    return Sentences(lines, mask.reshape(b * e, length), segment)
 
 
 class Sinusoid(nn.Module):

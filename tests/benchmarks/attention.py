@@ -22,11 +22,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vdm_jax.kernels import choose, chunked, dense
+from vdm_jax.kernels import blocks, choose, chunked, dense, kernel
+from vdm_jax.kernels.attend import KERNELS
 
 SEGMENTS = 5
 ROUNDS = 7
 BLOCKS = (32, 64, 128)
+NATIVE = {"tpu": "splash", "gpu": "fused"}  # elsewhere they would be interpreted
 SHORT = [(1, 256, 4, 32), (4, 256, 4, 32), (4, 512, 4, 32), (2, 1024, 4, 64), (1, 2048, 4, 32)]
 FULL = [
     (rows, length, 4, dim)
@@ -59,8 +61,11 @@ def measure(shape: tuple[int, int, int, int]) -> dict[str, object]:
     rows, length, heads, dim = shape
     steps = {"dense": compiled(dense.attend, arguments)}
     for block in BLOCKS:
-        attend = functools.partial(chunked.attend, block=block)
+        attend = functools.partial(kernel.attend, chunked.Chunked(block))
         steps[f"chunked/{block}"] = compiled(attend, arguments)
+    if native := NATIVE.get(jax.default_backend()):
+        attend = functools.partial(kernel.attend, KERNELS[native]())
+        steps[native] = compiled(attend, arguments)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(ROUNDS + 1):
         for name, step in steps.items():
@@ -69,7 +74,7 @@ def measure(shape: tuple[int, int, int, int]) -> dict[str, object]:
             if turn:  # the first is warm-up
                 taken[name].append(1e3 * (time.perf_counter() - start))
     group = arguments[3]
-    pairs = float(chunked.executed(group, group, 64).mean()) / (-(-length // 64)) ** 2
+    pairs = float(blocks.executed(group, group, 64).mean()) / (-(-length // 64)) ** 2
     chosen = choose(jax.default_backend(), rows=rows, queries=length, keys=length, heads=heads)
     return dict(
         rows=rows, length=length, heads=heads, head_dim=dim, pairs=pairs, chosen=chosen,

@@ -14,7 +14,17 @@ LAYERS = (
     {"diffusion", "nets", "parallel"},
     {"signals", "codecs", "texts", "denoiser"},
     {"objectives", "stage", "links", "cascade"},
-    {"train", "evals", "interop", "pipeline", "gallery", "features", "captions"},
+    {
+        "train",
+        "evals",
+        "interop",
+        "pipeline",
+        "gallery",
+        "features",
+        "captions",
+        "compiled",
+        "plan",
+    },
     {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -13,10 +13,13 @@ from data_pipeline.blocks import PIXELS
 from data_pipeline.latents import AGAIN
 from data_pipeline.loaders import PackedVideo
 from data_pipeline.texts import stale
+from vdm_jax.axes import HEADS, TOKEN
 from vdm_jax.config import UserError
 from vdm_jax.features import encoder_hash
+from vdm_jax.kernels import ulysses
 from vdm_jax.objectives.denoise import Objective
 from vdm_jax.parallel.mesh import sizes_of
+from vdm_jax.parallel.rules import TABLES, mesh_axes
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import Optimizer
 from vdm_jax.types import Count, Natural
@@ -74,10 +77,10 @@ class Run:
         """Everything wrong with this run on so many devices, one sentence each."""
         found = self.stage.problems()
         try:
-            data, fsdp, seq, _ = sizes_of(self.mesh, devices)
+            data, fsdp, seq, tensor = sizes_of(self.mesh, devices)
         except UserError as error:
             found.append(str(error))
-            data = fsdp = seq = 1
+            data = fsdp = seq = tensor = 1
         found += self.data.problems(devices=data * fsdp, microbatches=self.microbatches)
         if self.data.tokens % seq:
             found.append(
@@ -89,6 +92,7 @@ class Run:
                 f"data.layout has rows that mesh axis seq of {seq} devices does not divide; set "
                 f"its multiple to {seq}."
             )
+        found += self._heads_problems(seq=seq, tensor=tensor)
         if tuple(self.data.patch) != tuple(self.stage.patch):
             found.append(f"data.patch is {self.data.patch}, stage.patch is {self.stage.patch}.")
         found += self.codec_problems() if not found else []
@@ -107,6 +111,24 @@ class Run:
             size = (prompt.frames, prompt.height, prompt.width)
             found += [f"prompts[{index}]: {line}" for line in size_problems(self.stage, size)]
         return found
+
+    def _heads_problems(self, *, tensor: int, seq: int) -> list[str]:
+        """Whether the backbone's heads divide over the devices that the rules give them."""
+        backbone, rules = self.stage.denoiser.backbone, TABLES.get(self.rules, {})
+        heads = getattr(backbone, "heads", None)
+        if not isinstance(heads, int):
+            return []
+        if mesh_axes(rules.get(HEADS)) and heads % tensor:
+            legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+            return [
+                f"stage.denoiser.backbone.heads is {heads}, which mesh axis tensor of {tensor} "
+                f"devices does not divide; set mesh.tensor to one of {legal}, or change the heads."
+            ]
+        if getattr(backbone, "backend", None) != "ulysses":
+            return []
+        tensor = tensor if mesh_axes(rules.get(HEADS)) else 1
+        refusal = ulysses.refusal(heads, tensor, seq if mesh_axes(rules.get(TOKEN)) else 1)
+        return [f"stage.denoiser.backbone.backend: {refusal}"] if refusal else []
 
     def codec_problems(self) -> list[str]:
         """Whether the data are what the stage's codec makes, or pixels that it can be run on."""

@@ -1,0 +1,68 @@
+"""The flagship at full size through the TPU's own compiler: it fits, and gradients are scattered.
+
+Needs libtpu and minutes; each topology is one compilation.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.workbench import ROOT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="the TPU's compiler is not installed: pip install -r requirements-tpu.txt",
+    ),
+]
+SMALL_GIB = 0.05  # norms, biases and tables, which lie whole on every device
+
+# Rows of 32,768 tokens with everything recomputed; microbatches as memory demands.
+CASES = {
+    "v5e:16x16": ("--config.microbatches=2",),
+    "v5p:4x4x8": (),
+    "v6e:16x16": (),
+    "v7x:4x4x4": (),
+}
+SCRIPT = """
+import json, sys
+from vdm_jax.plan import topology
+topology.prepare()
+from vdm_jax.cli import configs
+from vdm_jax.config import build
+from vdm_jax.plan.machine import make_plan
+from vdm_jax.plan.traffic import collectives
+name, *words = sys.argv[1:]
+run = build(configs.load(words))
+plan = make_plan(run, topology.topology(name))
+moved = collectives(plan.compiled.module)
+looped = {}
+for one in moved:
+    if one.looped:
+        looped[one.kind] = looped.get(one.kind, 0) + one.moved
+work = plan.work
+print(json.dumps(plan.json() | {"looped": looped, "blocks": work.blocks, "pairs": work.pairs}))
+"""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_flagship(name):
+    import json
+
+    words = ("--config=experiments/sora.py", "--config.stage.denoiser.backbone.remat=full")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", SCRIPT, name, *words, *CASES[name]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["fits"] and 0 < found["hbm_bytes"] <= found["hbm_limit_bytes"]
+    # Gradients of the blocks: scattered, every layer's; what is summed whole is small.
+    assert found["looped"]["reduce-scatter"] > 2 * found["parameters"] * 0.8
+    assert found["looped"].get("all-reduce", 0) < SMALL_GIB * 2**30 * 32
+    assert found["blocks"] <= 1.07 and found["pairs"] <= 1.07
+    assert 0 < found["predicted_mfu"] < 1
+    assert found["flops_executed"] > found["flops_useful"]
