@@ -14,17 +14,8 @@ LAYERS = (
     {"diffusion", "nets", "parallel"},
     {"signals", "codecs", "texts", "denoiser"},
     {"objectives", "stage", "links", "cascade"},
-    {
-        "train",
-        "evals",
-        "interop",
-        "pipeline",
-        "gallery",
-        "features",
-        "captions",
-        "compiled",
-        "plan",
-    },
+    {"train", "evals", "interop", "pipeline", "gallery", "features", "captions", "compiled"}
+    | {"plan"},
     {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
