@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Int
 from vdm_jax.axes import EMBED
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.cond import Cond, Text, Tokens
-from vdm_jax.nets.layers import SMALL, dense
+from vdm_jax.config import UserError
+from vdm_jax.nets.layers import SMALL, dense, parameter
 from vdm_jax.types import Count, Fraction, Positive
 
 NULL_TOKEN = 0
@@ -122,6 +123,34 @@ class PooledText(nn.Module):
         pooled = (out.sum(1) / count).reshape(*dropped.shape, -1)  # outputs are 0 beyond the mask
         pooled = nn.silu(dense(self.width, (None, EMBED), name="in")(pooled))
         return dense(self.width, (None, EMBED), name="out", init=SMALL)(pooled)
+
+
+class FrozenText(nn.Module):
+    """`Text` -> `Tokens`: what a frozen encoder made of each id, through one linear map.
+
+    The null token, an empty or hidden text, is a vector of its own, learnt: no encoder is asked
+    what no text means.
+
+    Attributes:
+      max_length: of an example's text; what is longer is cut.
+    """
+
+    width: Count
+    max_length: Count
+
+    @nn.compact
+    def __call__(self, text: Text, batch: Frames | Packed, dropped: Bool[Array, "b e"]) -> Tokens:
+        """Raises: UserError, the text has no features."""
+        if text.features is None:
+            raise UserError("FrozenText reads features, but stage.text is None; name an encoder.")
+        hidden = batch_lookup(dropped, text.segment)
+        beyond = (text.position >= self.max_length) | (hidden & (text.position > 0))
+        segment = jnp.where(beyond, 0, text.segment)
+        null = parameter(self, "null", SMALL, (EMBED,), (self.width,))
+        features = text.features.astype(jnp.float32)
+        x = dense(self.width, (None, EMBED), name="in")(features)
+        x = jnp.where((hidden | (text.ids == NULL_TOKEN))[..., None], null, x)
+        return Tokens(x=jnp.where(segment[..., None] > 0, x, 0), segment=segment)
 
 
 class Sentences(NamedTuple):

@@ -146,7 +146,7 @@ def _sampled(run: Run, program: Program, mix: Mix) -> tuple[Any, int, int]:
     """One row for each device of rows."""
     rows = program.row_devices
     pipeline = Pipeline(run.stage, {}, None, capacity_of(run.data, 1))  # type: ignore[arg-type]
-    one = pipeline._arrays([], [[]], pipeline.capacity)
+    one = pipeline._arrays([], [[]], pipeline.capacity, {})
     places = jax.sharding.NamedSharding(program.mesh, jax.P(("data", "fsdp")))
     arrays = {
         name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=places)
