@@ -6,8 +6,8 @@ import types
 import pytest
 from rich.console import Console
 
+from vdm_jax.parallel.chips import CHIPS
 from vdm_jax.plan import show
-from vdm_jax.plan.chips import CHIPS
 from vdm_jax.plan.compiled import Compiled, Memory
 from vdm_jax.plan.cost import cost
 from vdm_jax.plan.machine import Plan

@@ -49,7 +49,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     plan = make_plan(made, machine, args.what)
     found: dict[str, Any] = plan.json()
     step = plan.seconds.guess if plan.seconds else None
-    if machine.name == LOCAL:
+    measured = None
+    if machine.name == LOCAL and args.what == "train":
         from vdm_jax.plan.local import measure
 
         measured = measure(made, plan)
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         from vdm_jax.plan import show
 
         show.show(plan)
-        if machine.name == LOCAL:
+        if measured:
             measured.show()
         if whole:
             show.show_cost(whole)
