@@ -56,6 +56,32 @@ print(json.dumps(plan.json() | {"looped": looped, "blocks": work.blocks, "pairs"
 """
 
 
+REFUSED = """
+from vdm_jax.plan import topology
+topology.prepare()
+import re, sys
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+machine = topology.topology(sys.argv[1])
+place = NamedSharding(Mesh(np.array(machine.devices[:1]), ("a",)), PartitionSpec())
+x = jax.ShapeDtypeStruct((2**20, 2**17), "float32", sharding=place)
+try:
+    jax.jit(lambda x: x + 1).trace(x).lower(lowering_platforms=("tpu",)).compile()
+except Exception as error:
+    print(re.search(r"available HBM \\(([\\d.]+)G\\)", str(error))[1], machine.chip.usable / 2**30)
+"""
+
+
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v7x:2x2x1"])
+def test_a_device_has_what_its_compiler_refuses_beyond(name):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", REFUSED, name]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    said, ours = map(float, done.stdout.split()[-2:])
+    assert ours == pytest.approx(said, abs=0.01)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_flagship(name):
     import json
