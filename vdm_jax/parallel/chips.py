@@ -52,7 +52,7 @@ CHIPS = {
     for chip in (
         Chip(
             name="v4", kinds=("TPU v4",), flops=275e12, hbm=32 * GIB, hbm_bandwidth=1228e9,
-            links=3, link=45e9, usable=int(15.75 * GIB), devices=2, source=f"{PAGE}v4; {BOOK}",
+            links=3, link=45e9, usable=int(15.25 * GIB), devices=2, source=f"{PAGE}v4; {BOOK}",
         ),
         Chip(
             name="v5e", kinds=("TPU v5 lite", "TPU v5e"), flops=197e12, hbm=16 * GIB,
