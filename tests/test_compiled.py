@@ -98,6 +98,20 @@ def test_what_a_function_depends_on_is_in_its_name(tmp_path, monkeypatch):
     assert twice.traced == 5
 
 
+def test_a_program_of_a_mesh_is_not_taken_for_one_of_none(tmp_path):
+    """What a function does may depend on the mesh it is traced under."""
+    traced, x = Traced(tmp_path), jnp.arange(3.0)
+
+    def devices(x):
+        return x * (jax.sharding.get_abstract_mesh().size or 1)
+
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    for _ in range(2):
+        assert np.array_equal(traced("a", devices, x)(x), [0, 1, 2])
+        with jax.set_mesh(mesh):
+            assert np.array_equal(traced("a", devices, x)(x), [0, 2, 4])
+
+
 @pytest.mark.parametrize("content", [b"", b"\x80\x04N.", b"half"])
 def test_a_broken_file_is_made_anew(tmp_path, content):
     traced, twice, x = Traced(tmp_path), Twice(), jnp.arange(3.0)

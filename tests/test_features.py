@@ -385,7 +385,7 @@ def test_hosts_of_a_run_share_the_work(clips, tmp_path, monkeypatch, capsys):
     words = ["encode", SMOKE, f"--config.knobs.manifest={clips / 'manifest'}", "--json"]
     monkeypatch.setattr(features, "PART", 5)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    # One after the other, so that neither waits (together: tests/laws/test_hosts.py).
+    # One after the other, so that neither waits (together: tests/laws/test_several_hosts.py).
     monkeypatch.setattr(Hosts, "agree", lambda self, name, work: [work()])
     for host in (0, 1):
         monkeypatch.setattr(jax, "process_index", lambda host=host: host)

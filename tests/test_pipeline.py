@@ -126,6 +126,7 @@ def test_a_mesh_changes_no_video(made, monkeypatch):
         return batch
 
     monkeypatch.setattr(pipeline, "_generate", watched)
+    made = dataclasses.replace(made, traced=None)  # what was traced before is not watched
     list(made(crowd))
     mesh = make_mesh({"data": 2, "seq": 2, "tensor": 2})
     with jax.set_mesh(mesh), nn.logical_axis_rules(table("all")):

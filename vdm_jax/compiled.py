@@ -92,6 +92,7 @@ class Traced:
     traced if it has not been before.
 
     `name` must say all that the function depends on besides its arguments' shapes and the code.
+    Under a mesh nothing is kept: such a program is for that mesh and its rules alone.
     """
 
     folder: Path
@@ -104,6 +105,8 @@ class Traced:
     def __call__(
         self, name: str, function: Callable[..., Any], *arguments: Any
     ) -> Callable[..., Any]:
+        if not jax.sharding.get_abstract_mesh().empty:
+            return jax.jit(function)
         shapes = jax.tree.map(jax.typeof, arguments)
         platform = jax.default_backend()
         told = repr((name, shapes, platform, jax.__version__, code_digest()))

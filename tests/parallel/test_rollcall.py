@@ -191,8 +191,9 @@ def test_what_one_fails_of_is_told_with_its_code(port, victim, quick):
         assert ends[n] == [(f"process {victim} failed: too much of the data is bad", 3)]
 
 
-def test_who_stumbles_over_a_death_tells_of_the_death(port, quick):
+def test_who_stumbles_over_a_death_tells_of_the_death(port, quick, monkeypatch):
     """A collective breaks first, with words that name nobody."""
+    monkeypatch.setattr(rollcall, "GRACE_S", 5.0)  # the death is heard of long before
 
     def die(lines):
         time.sleep(0.2)
