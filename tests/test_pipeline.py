@@ -122,7 +122,7 @@ def test_a_mesh_changes_no_video(made, monkeypatch):
     def watched(stage, sampler, params, arrays):
         programs.append(whole.lower(stage, sampler, params, arrays).compile().as_text())
         batch = whole(stage, sampler, params, arrays)
-        found.append(np.asarray(batch.x))
+        found.append(np.asarray(batch))
         return batch
 
     monkeypatch.setattr(pipeline, "_generate", watched)

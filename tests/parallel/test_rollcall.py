@@ -157,6 +157,13 @@ def wait(lines):
     pass
 
 
+def hang_up(lines):
+    """As the kernel does for a process that is killed: from then on it says nothing to anybody."""
+    for how in (socket.SHUT_WR, socket.SHUT_RD):
+        for line in lines.values():
+            line.socket.shutdown(how)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setattr(rollcall, "GRACE_S", 0.3)
@@ -166,8 +173,7 @@ def quick(monkeypatch):
 @pytest.mark.parametrize("victim", [0, 2])
 def test_one_that_is_gone_ends_all_others(port, victim, quick):
     def die(lines):
-        for line in lines.values():
-            line.socket.shutdown(socket.SHUT_RDWR)
+        hang_up(lines)
         raise OSError("killed")
 
     works = [die if n == victim else wait for n in range(3)]
@@ -197,8 +203,7 @@ def test_who_stumbles_over_a_death_tells_of_the_death(port, quick, monkeypatch):
 
     def die(lines):
         time.sleep(0.2)
-        for line in lines.values():
-            line.socket.shutdown(socket.SHUT_RDWR)
+        hang_up(lines)
 
     def stumble(lines):
         raise RuntimeError("connection closed by peer [10.0.0.2]:1234")

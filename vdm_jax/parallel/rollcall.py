@@ -289,13 +289,13 @@ class _Watcher:
 
     def _miss(self, words: str, code: int) -> None:
         with self._lock:
-            if self._heard.is_set():
+            if self._loss is not None:
                 return
             self._loss = words, code
-            self._heard.set()
         if self.place.index == 0:
             for line in self.lines.values():
                 line.say(lost=words, code=code)
+        self._heard.set()  # not before the others know, or what fails here of it is told first
         time.sleep(GRACE_S)
         if not self._leaving.is_set():
             self.ending(words, code)
