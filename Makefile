@@ -80,7 +80,7 @@ bunny: setup
 	@ls -1 $(RUN)/loss.png $(RUN)/summary.json
 
 test: setup
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest -n auto --dist worksteal
 
 slow: setup
 	$(PY) -m pytest -m slow

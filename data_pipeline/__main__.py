@@ -1,6 +1,6 @@
-"""`python -m data_pipeline VERB`: `index` a source, `curate` a manifest, write `requests` for new
-captions and `recaption` by the answers; `report` on a config's data; `generate` shapes, `judge`
-samples of them."""
+"""`python -m data_pipeline VERB`: `index` a source; `card` says what is in a manifest; `curate` it,
+write `requests` for new captions, `recaption` by the answers; `report` on a config's data;
+`generate` shapes, `judge` samples of them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def main(words: Sequence[str] | None = None) -> int:
         from data_pipeline.exam import table
 
         Console(stderr=True).print(table(found))
+    elif args.verb == "card":
+        from data_pipeline.tables import cards
+
+        Console().print(cards({"all": found}))
     else:
         console = Console(stderr=True)
         for name, value in found.items():
@@ -62,6 +66,11 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             side=args.copies,
             threads=args.threads,
         )
+    if args.verb == "card":
+        from data_pipeline.card import card
+        from data_pipeline.manifest import read
+
+        return card([read(folder).table for folder in args.manifest])
     if args.verb == "requests":
         from data_pipeline.curation.processes import Processes
         from data_pipeline.curation.recaption import request
@@ -118,6 +127,8 @@ def _parser() -> argparse.ArgumentParser:
         help="index small copies, which decode fast, of so many pixels at the shorter side",
     )
     index.add_argument("--threads", type=_count, default=None, help="files probed at once")
+    look = verbs.add_parser("card", help="say what the clips of manifests are")
+    look.add_argument("manifest", nargs="+", help="the folder of a manifest")
     verbs.add_parser("report", help="say what the data of a config would be like", add_help=False)
     verbs.add_parser("curate", help="score the clips of a manifest", add_help=False)
     ask = verbs.add_parser("requests", help="write frames for a captioner, as JSONL")
@@ -152,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--truth", required=True, help="the folder of unseen clips asked for")
     judge.add_argument("--trained-on", required=True, help="the folder of clips trained on")
     judge.add_argument("--into", metavar="FILE", help="a JSON object to add the report to")
-    for verb in (index, ask, answer, make, judge):
+    for verb in (index, look, ask, answer, make, judge):
         verb.add_argument("--json", action="store_true", help="one JSON object on standard output")
     return parser
 

@@ -55,6 +55,7 @@ class Capacity:
     `pairs` is the largest share of the row's tokens² query-key pairs that its examples' own pairs
     may make up: attention's work. A row of one example that fills it has them all, so 1 caps
     nothing; below that the longest examples are shortened, and rows become more even.
+    `text_width` is that of the features of its text tokens, 0 where it holds their ids alone.
     """
 
     patch: tuple[int, int, int]
@@ -63,6 +64,7 @@ class Capacity:
     segments: int
     pairs: float = 1.0
     content: Content = PIXELS
+    text_width: int = 0
 
     @property
     def features(self) -> int:

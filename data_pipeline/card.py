@@ -44,7 +44,7 @@ def card(tables: Sequence[pa.Table]) -> dict[str, Any]:
     return {
         "clips": len(table),
         "images": len(table) - len(films),
-        "files": len(pc.unique(table["uri"])),
+        "files": sum(len(pc.unique(one["uri"])) for one in tables),  # named from its own root each
         "sentences": len(words),
         "words": _mean(words),
         "hours": float(pc.sum(seconds).as_py() or 0) / 3600,

@@ -25,6 +25,7 @@ from data_pipeline.errors import DataError, printable
 from data_pipeline.latents import Latents, viewed
 from data_pipeline.order import held_out
 from data_pipeline.text import Tokenizer
+from data_pipeline.texts import Texts
 
 AT_ONCE = 1 << 15  # values that are Python objects at the same time
 
@@ -77,6 +78,8 @@ class Clips:
     words: np.ndarray  # (captions,) tokens of each
     # (captions + 1,) sum of the weights of all captions before each; None where all are alike
     weights: np.ndarray | None = None
+    # (captions,) row in the table of `texts`; None where the captions have no features
+    text_rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -85,6 +88,11 @@ class Clips:
     def latents(self) -> Latents | None:
         """What the records hold, where the clips were encoded beforehand."""
         return Latents.of(self.manifest)
+
+    @cached_property
+    def texts(self) -> Texts | None:
+        """What a frozen encoder made of the captions, where it was run beforehand."""
+        return Texts.of(self.manifest)
 
     def caption(self, clip: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """The caption of each clip that `draw` in [0, 1) chooses, by weight; -1: it has none."""
@@ -126,9 +134,16 @@ def gather(found: manifest.Manifest, tokenizer: Tokenizer, cache: Path) -> Clips
         found = [tokenizer.lengths([c or "" for c in some]) for some in _batches(captions)]
         return np.concatenate([np.zeros(0, "<i4"), *found]).astype("<i4")
 
+    texts = Texts.of(found)
+
+    def text_rows() -> np.ndarray:
+        rows = [texts.rows([c or "" for c in some]) for some in _batches(captions) if texts]
+        return np.concatenate([np.zeros(0, "<i4"), *rows]).astype("<i4")
+
     kind = "ids" if found.latents is None else "views"
     kept_ids = cache / f"{kind}-{_digest(names)}.npy"
     kept_words = cache / f"words-{_digest(captions, tokenizer.digest)}.npy"
+    kept_rows = cache / f"texts-{_digest(captions, repr(texts and texts.key))}.npy"
     return Clips(
         manifest=found,
         names=Lazy(names, str),
@@ -145,6 +160,7 @@ def gather(found: manifest.Manifest, tokenizer: Tokenizer, cache: Path) -> Clips
         starts=np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
         words=_kept(kept_words, words, "<i4", (len(captions),)),
         weights=_weights(table, lengths),
+        text_rows=_kept(kept_rows, text_rows, "<i4", (len(captions),)) if texts else None,
     )
 
 

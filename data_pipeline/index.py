@@ -180,6 +180,8 @@ def look(
             raise BadClip("name", "not printable")
         place = _copied(store, entry) if store else entry.place
         for name, found, said in _clips(entry, place, source, cut, limits=limits, run=run):
+            if not name.isprintable():
+                found = BadClip("name", "not printable")
             if isinstance(found, BadClip):
                 skipped.append(_skip(name, found))
             else:
@@ -220,7 +222,7 @@ def _clips(
 def _row(
     name: str, place: Place, still: bool, found: Found, said: Said, source: str
 ) -> dict[str, Any]:
-    known = {"label": said.label, "split": said.split, "licence": said.licence}
+    known = {word: text.clean(getattr(said, word)) for word in ("label", "split", "licence")}
     where = {"clip_id": name, "uri": place.uri, "still": still, "source": source}
     told = {"captions": list(said.captions), "caption_weights": list(said.weights) or None}
     scored = {"scores": dict(said.scores) or None}

@@ -145,6 +145,8 @@ class Latents:
         for name, array in arrays.items():
             if array.shape != shape or array.dtype != DTYPE:
                 raise BadClip("size", f"{name} is {array.dtype} {array.shape}, not {shape}")
+            if not np.isfinite(array).all():  # one would make the whole step's loss so
+                raise BadClip("not_finite", name)
         for name in ("encoder", "transform"):
             if about.get(name) != getattr(self.key, name):
                 raise BadClip("stale", f"a record of another {name}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Collection, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from data_pipeline.serve import Batch, ErrorBudget, Reader, Served, Share, Steps
 from data_pipeline.settings import latent_problems, number_problems
 from data_pipeline.sizes import Area, Native, NormalSide, Side
 from data_pipeline.text import Tokenizer
+from data_pipeline.texts import Texts, caption_problems, text_problems
 from data_pipeline.views import Views
 from data_pipeline.workers import DEFAULT, Decoder
 
@@ -92,7 +94,7 @@ class PackedVideo:
     )
     layout: Packed | Buckets = dataclasses.field(default_factory=Packed)
     holdout: float = 0.0
-    block: int = 4096
+    block: int = 2**16
     threads: int = 4
     prefetch_mib: int = 256
     memory_mib: int = 256
@@ -117,6 +119,7 @@ class PackedVideo:
         try:
             manifests = [one for one in self._read if isinstance(one, Manifest)]
             found += latent_problems(self, manifests)
+            found += text_problems(manifests, self.tokenizer)
         except DataError as error:
             found.append(f"sources: {error}")
         if self.sources and not found:
@@ -128,7 +131,8 @@ class PackedVideo:
             sources, train = self._sources, self._split[0]
         except DataError as error:
             return [f"sources: {error}"]
-        found = [
+        found = caption_problems(sources)
+        found += [
             f"holdout {self.holdout} leaves no clip of '{source.manifest}' to train on; lower it."
             for source, mine in zip(self.sources, train, strict=True)
             if not len(mine)
@@ -149,6 +153,7 @@ class PackedVideo:
         return Capacity(
             patch=patch, tokens=self.tokens, text_tokens=self.text_tokens, segments=self.segments,
             pairs=self.pairs, content=self.content,
+            text_width=self.texts.width if self.texts else 0,
         )  # fmt: skip
 
     @cached_property
@@ -156,6 +161,12 @@ class PackedVideo:
         """What the clips were encoded to beforehand: of the first source, as all are alike."""
         found = next((one for one in self._read if isinstance(one, Manifest)), None)
         return Latents.of(found) if found is not None else None
+
+    @cached_property
+    def texts(self) -> Texts | None:
+        """What was made of the captions beforehand: of the first source, as all are alike."""
+        found = next((one for one in self._read if isinstance(one, Manifest)), None)
+        return Texts.of(found) if found is not None else None
 
     @property
     def content(self) -> Content:
@@ -186,8 +197,11 @@ class PackedVideo:
         return tuple(map(read, self.sources))
 
     @property
-    def _manifests(self) -> tuple[Manifest, ...]:
-        """Raises: DataError, that of the first source that cannot be read."""
+    def manifests(self) -> tuple[Manifest, ...]:
+        """The clips of each source.
+
+        Raises: DataError, that of the first source that cannot be read.
+        """
         for one in self._read:
             if isinstance(one, DataError):
                 raise one
@@ -198,17 +212,17 @@ class PackedVideo:
         """The folder for what is made of the manifests."""
         if self.cache is not None:
             return Path(self.cache)
-        folder = self._manifests[0].folder
+        folder = self.manifests[0].folder
         return (remote.cache_folder() if remote.is_remote(folder) else Path(folder)) / "plans"
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """That of all captions lies beside the first manifest."""
-        return Tokenizer(self._manifests[0].tokenizer)
+        return Tokenizer(self.manifests[0].tokenizer)
 
     @cached_property
     def _sources(self) -> tuple[Clips, ...]:
-        return tuple(gather(one, self.tokenizer, self._beside) for one in self._manifests)
+        return tuple(gather(one, self.tokenizer, self._beside) for one in self.manifests)
 
     @cached_property
     def _split(self) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -246,7 +260,7 @@ class PackedVideo:
 
     @cached_property
     def _plans(self) -> Plans:
-        return Plans(self._planner, self._beside / plan_name(self.fingerprint()))
+        return Plans(self._planner, self._beside / plan_name(self._planned))
 
     @cached_property
     def _reader(self) -> Reader:
@@ -257,10 +271,18 @@ class PackedVideo:
 
     @cached_property
     def _digests(self) -> list[str]:
-        return [manifest.digest(one.table) for one in self._manifests]
+        return [manifest.digest(one.table) for one in self.manifests]
 
     def fingerprint(self) -> dict[str, Any]:
         """What must stay as it is when a run resumes, as JSON would return it."""
+        if self.texts is None:
+            return self._planned
+        key = self.texts.key
+        return self._planned | {"texts": {"encoder": key.encoder, "tokenizer": key.transform}}
+
+    @property
+    def _planned(self) -> dict[str, Any]:
+        """What decides the plan: of each text its length, whatever is made of it."""
         # Steps of a bucket are laid out in the plan; packed rows are what they are in any step.
         rows_of = self.rows if isinstance(self.layout, Buckets) else None
         return {
@@ -335,7 +357,7 @@ class PackedVideo:
         The same whatever the seed of the run.
 
         Raises:
-          DataError: code 2, nothing is held out.
+          DataError: code 2, nothing is held out; code 3, none of it can be used.
         """
         held = self._split[1]
         source = np.repeat(np.arange(len(held)), [len(mine) for mine in held])
@@ -355,9 +377,16 @@ class PackedVideo:
         kinds = (Kind(self.capacity, rows),)
         block = Packed().lay_out(examples, kinds, VALIDATION_SEED, 0)
         chosen = [block.row(row) if row < len(block) else block.examples[:0] for row in range(rows)]
-        batch = stack([self._reader.read(row, self.capacity) for row in chosen], 0, 1)
+        with ThreadPoolExecutor(self.threads) as pool:
+            read = list(pool.map(partial(self._reader.read, capacity=self.capacity), chosen))
+        batch = stack(read, 0, 1)
         if not batch.arrays["valid"].any():
-            raise DataError("not one of the held-out clips can be decoded; index them again.")
+            budget = ErrorBudget(self.max_bad)
+            budget.add(read)
+            raise DataError(
+                f"not one of {budget.seen} held-out clips can be used ({budget.top}); look at "
+                f"{budget.worst}."
+            )
         return batch
 
     def views(self, count: int) -> Views:
@@ -375,8 +404,9 @@ class PackedVideo:
 
     def card(self) -> dict[str, Any]:
         """The data card of the manifests, `before` and `after` splits and conditions chose."""
-        before = [manifest.read(source.manifest).table for source in self.sources]
-        return {"before": card(before), "after": card([one.table for one in self._manifests])}
+        every = dict.fromkeys(source.manifest for source in self.sources)  # parts of one are one
+        before = [manifest.read(name).table for name in every]
+        return {"before": card(before), "after": card([one.table for one in self.manifests])}
 
     def rows_of_step(self, step: int = 0) -> list[np.ndarray]:
         """The examples of each row of a step."""

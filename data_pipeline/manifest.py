@@ -24,7 +24,7 @@ A manifest is a folder, on disk or on object storage: `clips.parquet`, `tokenize
 the root of the source is kept in the table's metadata, so that both can be moved together; where
 either is on object storage it is the root's whole name. Where the files hold what an encoder made
 of clips, not clips, the metadata says of what (`latents.py`); sizes and rates are then those of the
-latents.
+latents. It also says what was made of the captions, if anything was (`texts.py`).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TABLE = "clips.parquet"
 TOKENIZER = "tokenizer.json"
 SKIPPED = "skipped.jsonl"
 PROMPTS = "captions.txt"
-ROOT, LATENTS = b"root", b"latents"
+ROOT, LATENTS, TEXTS = b"root", b"latents", b"texts"
 HASHED = 1 << 16  # rows that are hashed together
 # Fields of `scores`. `curation/` measures them, aesthetic and clip by models of the user's.
 SCORES = (
@@ -89,12 +89,13 @@ SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """A table that was read, where its files lie, and, if they hold latents, what these are of."""
+    """A table that was read, where its files lie, and what its latents and text features are of."""
 
     table: pa.Table
     folder: str
     root: str
     latents: str | None = None
+    texts: str | None = None
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -122,11 +123,13 @@ def write(
     table: pa.Table,
     root: str | os.PathLike,
     latents: str | None = None,
+    texts: str | None = None,
 ) -> pa.Table:
     """Write a table as `folder/clips.parquet`; it appears only when whole.
 
     Args:
-      latents: what its files hold, where they hold no clips.
+      latents: what its files hold, where they hold no clips; texts: what its captions' features
+        are of, where they have any.
 
     Raises:
       OSError: it cannot be written.
@@ -135,7 +138,8 @@ def write(
     if not (remote.is_remote(folder) or remote.is_remote(root)):
         root = os.path.relpath(Path(root).resolve(), Path(folder).resolve())
     said = {ROOT: root.encode("utf-8", "surrogateescape")}
-    table = table.replace_schema_metadata(said | ({LATENTS: latents.encode()} if latents else {}))
+    said |= {name: more.encode() for name, more in ((LATENTS, latents), (TEXTS, texts)) if more}
+    table = table.replace_schema_metadata(said)
     with storage.whole(storage.join(folder, TABLE)) as file:
         pq.write_table(table, file)
     return table
@@ -181,8 +185,11 @@ def read(path: str | os.PathLike) -> Manifest:
         remote.file_system(root)  # one that may be read
     elif not remote.is_remote(folder):
         root = os.path.normpath(os.path.join(folder, root))
-    latents = metadata[LATENTS].decode("utf-8", "replace") if LATENTS in metadata else None
-    return Manifest(table, folder, root, latents)
+    latents, texts = (
+        metadata[name].decode("utf-8", "replace") if name in metadata else None
+        for name in (LATENTS, TEXTS)
+    )
+    return Manifest(table, folder, root, latents, texts)
 
 
 def _content(file: str) -> str | pa.BufferReader | None:
@@ -206,11 +213,15 @@ def check(table: pa.Table, name: str) -> None:
     if ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
         raise DataError(f"'{name}' has clips without an id, or with the same one.")
     for column, least in (
-        ("n_frames", 1), ("height", 1), ("width", 1), ("fps_num", 0), ("fps_den", 1), ("still", 0)
+        ("n_frames", 1), ("height", 1), ("width", 1), ("fps_num", 0), ("fps_den", 1), ("still", 0),
+        ("bytes", 0),
     ):  # fmt: skip
         values = table[column]
         if values.null_count or pc.min(values).as_py() < least:
             raise DataError(f"'{name}' has a clip whose {column} is below {least}.")
+    for column in ("start_s", "end_s"):
+        if not pc.all(pc.is_finite(table[column]).fill_null(False)).as_py():
+            raise DataError(f"'{name}' has a clip whose {column} is no number.")
 
 
 def digest(table: pa.Table, columns: Sequence[str] = SCHEMA.names) -> str:

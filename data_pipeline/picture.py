@@ -14,11 +14,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 FILM, IMAGE, EMPTY = ("#2a6f97", "#61a5c2"), ("#e07a1f", "#f4a259"), "#e6e6e6"
 TEXT, ARRIVED, EMITTED = "#8d99ae", "#b0b0b0", FILM[0]
-TICKS = 5  # of a logarithmic axis
+# Ticks of a logarithmic axis: {its end over its beginning, at most: multiples of a power of ten}.
+ROUND = {10: (1, 1.5, 2, 3, 5, 7), 200: (1, 2, 5), np.inf: (1,)}
 ROWS = 24
 TITLES = {
     "side": "side of a square of the same area, pixels",
@@ -93,8 +94,10 @@ def _histogram(axes: Axes, name: str, found: Mapping[str, Sequence[float]] | Non
     axes.stairs(found["arrived"], found["edges"], color=ARRIVED, fill=True, label="arrives")
     axes.stairs(found["emitted"], found["edges"], color=EMITTED, lw=2, label="is emitted")
     axes.set_xscale("log")
-    ticks = np.geomspace(found["edges"][0], found["edges"][-1], TICKS)
-    axes.set_xticks(ticks, [f"{tick:.3g}" if tick < 1000 else f"{tick:,.0f}" for tick in ticks])
+    reach = found["edges"][-1] / found["edges"][0]
+    digits = next(digits for most, digits in ROUND.items() if reach <= most)
+    axes.xaxis.set_major_locator(LogLocator(subs=digits))
+    axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:,.10g}")
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(ylabel="share of examples")
     _legend(axes, axes.get_legend_handles_labels()[0])

@@ -3,7 +3,8 @@
 Per token (L): `patches` uint8 (L, P), or latents (`latents.py`); `segment` 1..E contiguous and
 rising, 0 padding; `position` (L, 3) place in the grid (t, y, x); `raster` index in the grid; and
 where patches span time `cells` (L, P): false on cells that only pad it. Per text token (Lt):
-`text`, `text_segment`, `text_position`. Per segment (E): `id` (E, 2), `visit`, `ordinal`, `valid`,
+`text`, `text_segment`, `text_position`, and `text_features` (Lt, width) of a frozen encoder, where
+there is one (`texts.py`). Per segment (E): `id` (E, 2), `visit`, `ordinal`, `valid`,
 `grid` (E, 3), `fps`, `source`. Tokens are in raster order, t-major; a flattened patch is
 (pt, ph, pw, c), c fastest.
 
@@ -30,7 +31,8 @@ Arrays = dict[str, np.ndarray]
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Member:
     """One example of a row; `video` (frames, height, width, numbers of a cell), None where it is
-    bad; `stay` the raster indices of its tokens, rising, None where all are there."""
+    bad; `stay` the raster indices of its tokens, rising, None where all are there; `features`
+    (words, width) of its first words, None where there are none."""
 
     video: np.ndarray | None
     frames: int
@@ -42,6 +44,7 @@ class Member:
     fps: float = 0.0
     source: int = 0
     stay: np.ndarray | None = None
+    features: np.ndarray | None = None
 
 
 def staying(
@@ -94,6 +97,8 @@ def blank(capacity: Capacity) -> Arrays:
     }
     if capacity.patch[0] > 1:
         arrays["cells"] = np.zeros((n, capacity.features), bool)
+    if capacity.text_width:
+        arrays["text_features"] = np.zeros((l, capacity.text_width), np.float16)
     return arrays
 
 
@@ -125,6 +130,9 @@ def pack(members: Sequence[Member], capacity: Capacity) -> Arrays:
         out["text"][there] = member.text
         out["text_segment"][there] = slot + 1
         out["text_position"][there] = np.arange(last - word)
+        if member.features is not None:
+            some = member.features[: last - word]
+            out["text_features"][word : word + len(some)] = some
         for name in ("id", "visit", "ordinal", "grid", "fps", "source"):
             out[name][slot] = getattr(member, name)
         out["valid"][slot] = member.video is not None

@@ -193,15 +193,16 @@ class Reader:
         for example in examples:
             clips = self.sources[example["source"]]
             name, ordinal = clips.names[example["clip"]], int(example["ordinal"])
-            video = None
+            video = features = None
             try:
                 if (name, ordinal) in known_bad:
                     raise BadClip("known")
+                features = self.features(example)
                 video = self.video(example)
             except BadClip as error:
                 bad.append((name, ordinal, error.reason))
                 places.append(clips.manifest.place(int(example["clip"])))
-            members.append(self._member(clips, example, video))
+            members.append(self._member(clips, example, video, features))
         return Row(rows.pack(members, capacity), tuple(bad), tuple(places), len(members))
 
     def video(self, example: np.void) -> np.ndarray:
@@ -230,7 +231,23 @@ class Reader:
         )
         return self.decode(place, view, still=bool(clips.still[clip]))
 
-    def _member(self, clips: Clips, example: np.void, video: np.ndarray | None) -> rows.Member:
+    def features(self, example: np.void) -> np.ndarray | None:
+        """float16 (words, width) of the caption of one `EXAMPLE`; None where there are none.
+
+        Raises: BadClip.
+        """
+        clips, caption = self.sources[example["source"]], int(example["caption"])
+        if clips.texts is None or clips.text_rows is None or caption < 0:
+            return None
+        return clips.texts.read(int(clips.text_rows[caption]), clips.captions[caption])
+
+    def _member(
+        self,
+        clips: Clips,
+        example: np.void,
+        video: np.ndarray | None,
+        features: np.ndarray | None,
+    ) -> rows.Member:
         caption = int(example["caption"])
         ids = self.tokenizer.encode(clips.captions[caption]) if caption >= 0 else [0]
         word, visit = int(clips.id[example["clip"], 0]), int(example["visit"])
@@ -246,6 +263,7 @@ class Reader:
             fps=float(example["rate"]),
             source=int(example["source"]),
             stay=rows.staying(self.seed, word, visit, grid, int(example["tokens"])),
+            features=features,
         )
 
 
@@ -301,24 +319,36 @@ class ErrorBudget:
 
     def count(self, read: Sequence[Row]) -> None:
         """Raises: DataError, code 3, when more than the share or number allowed is bad."""
+        self.add(read)
+        bad = self.reasons.total()
+        if self.number is not None and bad > self.number:
+            self._stop(f"max_bad_examples {self.number}")
+        if self.seen >= LEAST_JUDGED and bad > self.share * self.seen:
+            self._stop(f"max_bad {self.share:g}")
+
+    def add(self, read: Sequence[Row]) -> None:
+        """Count them, whatever is allowed."""
         self.seen += sum(row.examples for row in read)
         for row in read:
             reasons = [reason for _, _, reason in row.bad]
             self.reasons.update(reasons)
             self.places.update(zip(row.places, reasons, strict=True))
-        bad = self.reasons.total()
-        if self.number is not None and bad > self.number:
-            self._stop(bad, f"max_bad_examples {self.number}")
-        if self.seen >= LEAST_JUDGED and bad > self.share * self.seen:
-            self._stop(bad, f"max_bad {self.share:g}")
 
-    def _stop(self, bad: int, rule: str) -> NoReturn:
-        top = ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common(3))
-        worst = ", ".join(
+    @property
+    def top(self) -> str:
+        """The most frequent reasons."""
+        return ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common(3))
+
+    @property
+    def worst(self) -> str:
+        """The files that failed most often."""
+        return ", ".join(
             f"{place} ({reason}, {count} times)"
             for (place, reason), count in self.places.most_common(WORST)
         )
+
+    def _stop(self, rule: str) -> NoReturn:
         raise DataError(
-            f"{bad} of {self.seen} examples cannot be used ({top}), more than {rule} allows; "
-            f"look at {worst}."
+            f"{self.reasons.total()} of {self.seen} examples cannot be used ({self.top}), more "
+            f"than {rule} allows; look at {self.worst}."
         )

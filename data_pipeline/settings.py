@@ -49,10 +49,12 @@ def number_problems(data: Any, devices: int, microbatches: int) -> list[str]:
     ]
     if found:
         return found
-    if data.rows % (devices * microbatches):
+    if data.rows % (unit := devices * microbatches):
+        low = data.rows // unit * unit
+        near = f"{low} or {low + unit}" if low else str(unit)
         found.append(
             f"rows is {data.rows}, which does not divide by {devices} devices x "
-            f"{microbatches} microbatches; take a multiple of {devices * microbatches}."
+            f"{microbatches} microbatches; take a multiple of {unit}, such as {near}."
         )
     if not data.rows <= data.block <= LARGEST_BLOCK:
         found.append(

@@ -8,10 +8,14 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
+MANY_EMPTY = 0.01  # of the rows
+
 
 def tables(found: Mapping[str, Any]) -> Group:
     """What `report.summarise` found, and the data card beside it."""
-    return Group(_layouts(found), _plan(found), _card(found["card"]))
+    before, after = (found["card"][name] for name in ("before", "after"))
+    chosen = {"all": before} if before == after else {"before": before, "after": after}
+    return Group(_layouts(found), _plan(found), cards(chosen))
 
 
 def _layouts(found: Mapping[str, Any]) -> Table:
@@ -37,6 +41,8 @@ def _layouts(found: Mapping[str, Any]) -> Table:
     line("... rows as they come", lambda one: f"{one['straggler_unbalanced']:.3f}")
     line("spread of images (at random)", lambda one: _spread(one, "images"))
     line("spread of work (at random)", lambda one: _spread(one, "work"))
+    if next(iter(layouts.values()))["empty_rows"] > MANY_EMPTY:
+        table.caption = "The last step of a block is filled up with empty rows: raise data.block."
     return table
 
 
@@ -68,13 +74,12 @@ def _plan(found: Mapping[str, Any]) -> Table:
     return table
 
 
-def _card(cards: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The set as it is, and what is left of it after splits and conditions."""
-    chosen = list(cards) if cards["before"] != cards["after"] else ["before"]
+def cards(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Data cards side by side: of a set as it is, and of what splits and conditions leave of it."""
     table = Table(title="the data")
-    for name in ("", *(chosen if len(chosen) > 1 else ["all"])):
+    for name in ("", *found):
         table.add_column(name, justify="right" if name else "left")
-    for name, cells in _facts([cards[one] for one in chosen]):
+    for name, cells in _facts(list(found.values())):
         table.add_row(name, *cells)
     return table
 

@@ -23,10 +23,15 @@ MOST_WORDS = 1 << 18  # whose number of ids is remembered
 
 def clean(text: str) -> str:
     """A caption on one line: control characters and broken surrogates out, spaces single."""
-    whole = text[: 4 * LONGEST].encode("utf-8", "replace").decode("utf-8")
-    if not whole.isprintable():
-        whole = "".join(c if c.isprintable() else " " for c in whole)
-    return " ".join(whole.split())[:LONGEST]
+    said = whole(text[: 4 * LONGEST])
+    if not said.isprintable():
+        said = "".join(c if c.isprintable() else " " for c in said)
+    return " ".join(said.split())[:LONGEST]
+
+
+def whole(text: str) -> str:
+    """Half a surrogate pair, which JSON may hold and UTF-8 may not, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def train(captions: Iterable[str], path: str, size: int = 2048) -> None:

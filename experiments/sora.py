@@ -11,7 +11,8 @@ Paper    OpenAI, "Video generation models as world simulators" (2024), which dis
          patches need (Li & He 2025).
 Command  python -m vdm_jax train --config=experiments/sora.py --workdir=runs/sora
              --config.knobs.manifest=... --config.mesh.fsdp=-1
-Variant  smoke: seconds on a CPU, for tests.
+Variant  smoke: seconds on a CPU, for tests. 14b: width 5120, 40 blocks, 40 heads, for planning
+             (docs/tpu.md); its sizes are assumed, too.
 Result   none at full size: it has not been trained. Its parameters are counted in
          tests/laws/test_experiments.py.
 """
@@ -43,16 +44,23 @@ from vdm_jax.stage import Stage
 from vdm_jax.train.optim import AdamW, Muon, Optimizer, Warmup
 from vdm_jax.train.run import Prompt, Run
 
+SIZES = {
+    "": {"width": 2304, "depth": 32, "heads": 18, "mlp_ratio": 4.0},
+    "14b": {"width": 5120, "depth": 40, "heads": 40, "mlp_ratio": 3.5},
+    "smoke": {"width": 32, "depth": 2, "heads": 2, "mlp_ratio": 4.0},
+}
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    smoke = base.variant(arg, ("smoke",)) == "smoke"
+    size = base.variant(arg, ("smoke", "14b"))
+    smoke = size == "smoke"
     patch = (2, 4, 4) if smoke else (4, 16, 16)
     tokens = 256 if smoke else 32768
     knobs = ConfigDict(
         {
             "manifest": "data/demo/manifest",
             "seed": 0,
-            "width": 32 if smoke else 2304,
+            "width": SIZES[size]["width"],
             "learning_rate": 1e-3 if smoke else 1e-4,
             "text_drop": 0.1,
             "guidance": 5.0,
@@ -78,7 +86,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     prompt = spec(Prompt, text="a dog runs on a beach", frames=96, height=480, width=848, fps=24)
     return spec(
         Run,
-        stage=_stage(smoke, patch, tokens, knobs),
+        stage=_stage(size, patch, tokens, knobs),
         objective=spec(Denoise, times=spec(LogitNormal), weight=spec(MinSnr), power=0.5),
         data=data,
         optimizer=spec(Optimizer, rules=rules, schedule=spec(Warmup, steps=4 if smoke else 2000)),
@@ -94,7 +102,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
 
 
-def _stage(smoke: bool, patch: tuple[int, int, int], tokens: int, knobs: ConfigDict) -> ConfigDict:
+def _stage(size: str, patch: tuple[int, int, int], tokens: int, knobs: ConfigDict) -> ConfigDict:
+    smoke = size == "smoke"
     process = spec(
         Process,
         schedule=spec(Clip, schedule=spec(Straight), logsnr_min=-14.0, logsnr_max=14.0),
@@ -105,7 +114,7 @@ def _stage(smoke: bool, patch: tuple[int, int, int], tokens: int, knobs: ConfigD
     sampler = spec(Sampler, stepper=spec(Euler), steps=4 if smoke else 50, guides=(guidance,))
     return spec(
         Stage,
-        denoiser=_denoiser(smoke, patch, knobs),
+        denoiser=_denoiser(size, patch, knobs),
         process=process,
         prior=spec(Prior),
         sampler=sampler,
@@ -113,7 +122,8 @@ def _stage(smoke: bool, patch: tuple[int, int, int], tokens: int, knobs: ConfigD
     )
 
 
-def _denoiser(smoke: bool, patch: tuple[int, int, int], knobs: ConfigDict) -> ConfigDict:
+def _denoiser(size: str, patch: tuple[int, int, int], knobs: ConfigDict) -> ConfigDict:
+    smoke = size == "smoke"
     width = knobs.get_ref("width")
     text = base.text_tokens(
         vocab=2048 if smoke else 32768,
@@ -126,9 +136,7 @@ def _denoiser(smoke: bool, patch: tuple[int, int, int], knobs: ConfigDict) -> Co
     rate = spec(Signal, key="fps", slot="vector", embed=spec(Sinusoid, width=width))
     backbone = spec(
         DiT,
-        width=width,
-        depth=2 if smoke else 32,
-        heads=2 if smoke else 18,
+        **(SIZES[size] | {"width": width}),
         patch_features=3 * patch[0] * patch[1] * patch[2],
         positions=(spec(Rotary, fps=24.0 / patch[0]),),
         modulation=spec(Shared),

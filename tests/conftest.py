@@ -14,6 +14,7 @@ if "host_platform_device_count" not in flags:
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Pytest's workers, and the processes that tests start, share what one of them has compiled.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache = tempfile.mkdtemp(prefix="vdm-jax-cache-")
+    os.environ.setdefault("VDM_CACHE", os.path.join(cache, "vdm"))
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
 
 import pytest  # noqa: E402

@@ -1,14 +1,19 @@
 """Sampling from a run: law 11, sizes, metadata, nothing half-written."""
 
+import dataclasses
 import json
 
 import av
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from tests.workbench import vdm
 from vdm_jax import gallery, pipeline
 from vdm_jax.config import UserError
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.parallel.rules import table
 from vdm_jax.pipeline import Request
 
 
@@ -101,12 +106,34 @@ def test_a_video_that_is_not_finite_is_named_and_the_others_kept(made, tmp_path,
     whole = pipeline._generate
 
     def broken(stage, sampler, params, arrays):
-        batch = whole(stage, sampler, params, arrays)
-        return batch.replace(x=batch.x.at[0, 0, 0].set(np.nan))
+        return whole(stage, sampler, params, arrays).at[0, 0, 0].set(np.nan)
 
     monkeypatch.setattr(pipeline, "_generate", broken)
+    made = dataclasses.replace(made, traced=None)  # what was traced before is whole
     found = gallery.write_all(made, [request(), request(1)], made.stage.sampler, tmp_path)
     assert found["failed"] == [0] and len(found["files"]) == 1
+
+
+def test_a_mesh_changes_no_video(made, monkeypatch):
+    """Rows, tokens and heads over eight devices, before values are rounded to bytes."""
+    crowd = [request(seed=5), request(seed=1, height=8), request(seed=2, frames=1), request(seed=3)]
+    whole, found, programs = pipeline._generate, [], []
+
+    def watched(stage, sampler, params, arrays):
+        programs.append(whole.lower(stage, sampler, params, arrays).compile().as_text())
+        batch = whole(stage, sampler, params, arrays)
+        found.append(np.asarray(batch))
+        return batch
+
+    monkeypatch.setattr(pipeline, "_generate", watched)
+    made = dataclasses.replace(made, traced=None)  # what was traced before is not watched
+    list(made(crowd))
+    mesh = make_mesh({"data": 2, "seq": 2, "tensor": 2})
+    with jax.set_mesh(mesh), nn.logical_axis_rules(table("all")):
+        list(made(crowd))
+    alone, divided = found
+    np.testing.assert_allclose(divided, alone, atol=1e-5)
+    assert [" all-to-all(" in text for text in programs] == [False, True]
 
 
 def test_an_unwritable_folder_is_found_before_sampling(made, tmp_path):

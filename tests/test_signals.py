@@ -1,5 +1,6 @@
 """Conditions: what a dropped text is, encoders that know nothing of packing, levels as numbers."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,8 @@ from vdm_jax.denoiser import QuarterLogSigma, ScaledTime, TableIndex
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedule import FromBetas, Straight
 from vdm_jax.nets.encoders import TextEmbedding
+from vdm_jax.parallel.mesh import make_mesh
+from vdm_jax.parallel.rules import table
 from vdm_jax.signals import PackedText, PooledText, Signal, Sinusoid, draw_dropped, drop_all
 from vdm_jax.train.feed import to_carrier
 
@@ -125,3 +128,29 @@ def test_table_index_is_the_entry():
     np.testing.assert_allclose(TableIndex()(level), entry, atol=1e-3)
     betas = np.linspace(1e-4, 0.02, 1000)
     np.testing.assert_allclose(level.alpha**2, np.cumprod(1 - betas)[entry], rtol=2e-4)
+
+
+def test_captions_stay_with_their_rows():
+    """On a mesh that divides rows and parameters a device encodes its own rows' captions only."""
+    arrays = pack([[ONE], [TWO]] * 4, tokens=20, text=8, segments=3)
+    module = text_module()
+
+    def loss(params, arrays):
+        batch, raw = to_carrier(arrays, Pixels(), (1, 2, 2))
+        hidden = jnp.zeros_like(batch.examples.valid)
+        return jnp.square(module.apply(params, raw["text"], batch, hidden).x).sum()
+
+    batch, raw = carrier([[ONE]])
+    params = module.init(
+        jax.random.key(0), raw["text"], batch, jnp.zeros_like(batch.examples.valid)
+    )
+    params = nn.unbox(params)
+    mesh = make_mesh({"fsdp": 8})
+    row = jax.NamedSharding(mesh, jax.P("fsdp"))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(table("fsdp")):
+        step = jax.jit(jax.grad(loss), in_shardings=(None, row))
+        text = step.lower(params, arrays).compile().as_text()
+    lines, length, width = 8 * 3, 4, 8
+    assert f"f32[{lines // 8},{length},{4 * width}]" in text
+    assert f"f32[{lines},{length},{4 * width}]" not in text
+    assert f"f32[{lines * length},{4 * width}]" not in text

@@ -11,6 +11,7 @@ VERBS = {
     "train": "train a model, or go on with a run that was stopped",
     "sample": "make videos with a trained model",
     "check": "say what a config would do, and everything wrong with it, without compiling",
+    "plan": "compile for a TPU that is not here: does it fit, what does it move, how long",
     "report": "say what the data of a config would be like: fill, balance, what is cut, a card",
     "curate": "score the clips of a manifest by a config's chain of stages",
     "encode": "run a config's codec over its clips beforehand: latents with a manifest",

@@ -48,9 +48,11 @@ class Text:
     """Token ids as the loader packs them, before any encoder: all (b l).
 
     `segment` is 0 on padding; `position` counts within one example's text. Id 0 is the null token,
-    which stands for an empty or dropped text.
+    which stands for an empty or dropped text. `features` (b l w), where given, are what a frozen
+    encoder made of each id (`texts.py`).
     """
 
     ids: Int[Array, "b l"]
     segment: Int[Array, "b l"]
     position: Int[Array, "b l"]
+    features: Float[Array, "b l w"] | None = None

@@ -36,6 +36,7 @@ from data_pipeline.parts import Part, Parts
 from data_pipeline.progress import bar
 from data_pipeline.views import Views
 from vdm_jax.codecs import Codec
+from vdm_jax.texts import TextEncoder
 from vdm_jax.train.digest import digest
 
 SCHEME = 1  # of what becomes of a view before it meets the codec; another number: other latents
@@ -249,7 +250,7 @@ class Encoding:
         for place, video in enumerate(videos):
             # At the front, by the first frame, as rows of patches are (`data_pipeline/rows.py`).
             batch[place] = np.concatenate([video[:1].repeat(frames - len(video), 0), video])
-        found = jax.device_get(self._run(self._weights, jax.device_put(batch, _sharding())))
+        found = jax.device_get(self._run(self._weights, jax.device_put(batch, spread())))
         return [{name: x[place] for name, x in found.items()} for place in range(len(videos))]
 
     @cached_property
@@ -303,13 +304,13 @@ class Encoding:
         }
 
 
-def encoder_hash(codec: Codec) -> str:
-    """`Key.encoder` of a codec: its class, its fields and its weights."""
-    kind, weights = type(codec), digest({"codec": codec.weights()})
-    return latents.digest(f"{kind.__module__}:{kind.__qualname__}", repr(codec), weights)
+def encoder_hash(encoder: Codec | TextEncoder) -> str:
+    """`Key.encoder`: of its class, its fields and its weights."""
+    kind, weights = type(encoder), digest({"codec": encoder.weights()})
+    return latents.digest(f"{kind.__module__}:{kind.__qualname__}", repr(encoder), weights)
 
 
-def _sharding() -> jax.sharding.Sharding:
+def spread() -> jax.sharding.Sharding:
     """A batch over this host's devices: hosts have nothing to tell each other."""
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +20,15 @@ import numpy as np
 
 from data_pipeline.text import Tokenizer
 from vdm_jax.batch import Examples, Packed, unpack
+from vdm_jax.compiled import Traced
 from vdm_jax.cond import Cond, Text
 from vdm_jax.config import UserError, build, from_json
 from vdm_jax.diffusion.sample import Sampler, sample
+from vdm_jax.features import encoder_hash
+from vdm_jax.parallel.place import whole
 from vdm_jax.signals import drop_all
 from vdm_jax.stage import Stage
+from vdm_jax.texts import encode
 from vdm_jax.train.run import size_problems
 from vdm_jax.types import Params
 
@@ -60,6 +64,7 @@ class Pipeline:
     capacity: Capacity
     digest: str = ""  # of the weights
     config: str = ""  # of the run's config.json
+    traced: Traced | None = None  # samplers of this config that were traced before
 
     def __call__(
         self, requests: Sequence[Request], *, sampler: Sampler | None = None
@@ -73,10 +78,12 @@ class Pipeline:
         sampler = sampler or self.stage.sampler
         capacity = self._room_for(requests)
         codec = self.stage.codec
-        weights = codec.weights()
+        weights, read = codec.weights(), self._texts(requests)
         for group in self._groups(requests, capacity):
-            arrays = self._arrays([requests[i] for row in group for i in row], group, capacity)
-            latents = _generate(self.stage, sampler, self.params, arrays)
+            chosen = [requests[i] for row in group for i in row]
+            arrays = self._arrays(chosen, group, capacity, read)
+            run = self._program(sampler, arrays)
+            latents = _blank(self.stage, arrays).replace(x=whole(run(self.params, arrays)))
             order = [index for row in group for index in row]
             for index, video in zip(order, unpack(latents), strict=True):
                 if not np.isfinite(video).all():
@@ -85,6 +92,15 @@ class Pipeline:
                 shown = np.asarray(codec.decode(weights, video))
                 # What pads time lies at the front, as where latents are made.
                 yield index, shown[len(shown) - requests[index].frames :]
+
+    def _program(
+        self, sampler: Sampler, arrays: Mapping[str, np.ndarray]
+    ) -> Callable[[Params, Mapping[str, np.ndarray]], jax.Array]:
+        """(params, arrays of one call) -> latents (b n d)."""
+        if self.traced is None:
+            return functools.partial(_generate, self.stage, sampler)
+        generate = functools.partial(_generate, self.stage, sampler)
+        return self.traced(f"{self.config} {sampler}", generate, self.params, dict(arrays))
 
     def grid(self, request: Request) -> tuple[int, int, int]:
         """Cells (t, y, x) of a request; time is rounded up to whole patches."""
@@ -127,10 +143,22 @@ class Pipeline:
             used = used + need
         yield rows
 
+    def _texts(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
+        """{text: features (words, width)} of the frozen text encoder, if there is one."""
+        if (encoder := self.stage.text) is None:
+            return {}
+        texts = sorted({text for r in requests for text in (r.prompt, r.negative)})
+        ids = [self.tokenizer.encode(text) for text in texts]
+        return dict(zip(texts, encode(encoder, encoder.weights(), ids), strict=True))
+
     def _arrays(
-        self, requests: Sequence[Request], group: list[list[int]], room: Capacity
+        self,
+        requests: Sequence[Request],
+        group: list[list[int]],
+        room: Capacity,
+        read: Mapping[str, np.ndarray],
     ) -> dict[str, np.ndarray]:
-        """The packed batch of one call, as plain arrays."""
+        """The packed batch of one call, as plain arrays; `read` are the texts' features."""
         b, n, e, l = room.rows, room.tokens, room.segments, room.text_tokens
         out: dict[str, np.ndarray] = {
             "segment": np.zeros((b, n), np.int32),
@@ -145,6 +173,9 @@ class Pipeline:
         }
         for kind in ("prompt", "negative"):
             out |= {f"{kind}_{part}": np.zeros((b, l), np.int32) for part in _TEXT_PARTS}
+            if self.stage.text is not None:
+                wide = (b, l, self.stage.text.width)
+                out[f"{kind}_features"] = np.zeros(wide, np.float16)
         queue = iter(requests)
         for row, members in enumerate(group):
             start, texts = 0, {"prompt": 0, "negative": 0}
@@ -164,11 +195,15 @@ class Pipeline:
                 out["fps"][row, slot] = request.fps / stride if layers > 1 else 0
                 out["negated"][row, slot] = bool(request.negative)
                 for kind in texts:
-                    ids = self.tokenizer.encode(getattr(request, kind))
+                    text = getattr(request, kind)
+                    ids = self.tokenizer.encode(text)
                     here = slice(texts[kind], texts[kind] + len(ids))
                     out[f"{kind}_ids"][row, here] = ids
                     out[f"{kind}_segment"][row, here] = slot + 1
                     out[f"{kind}_position"][row, here] = np.arange(len(ids))
+                    if text in read:
+                        some = read[text]
+                        out[f"{kind}_features"][row, here][: len(some)] = some
                     texts[kind] += len(ids)
                 start = stop
         return out
@@ -186,11 +221,12 @@ def _time_mask(layers: int, grid: tuple[int, int, int], stage: Stage) -> np.ndar
     return mask.reshape(len(mask), -1)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(stage: Stage, sampler: Sampler, params: Params, arrays: Mapping[str, Any]) -> Packed:
+def _blank(stage: Stage, arrays: Mapping[str, Any]) -> Packed:
+    """The packed batch of one call, nothing in it yet."""
+    arrays = {name: jnp.asarray(leaf) for name, leaf in arrays.items()}
     b, n = arrays["segment"].shape
     zero = jnp.zeros_like(arrays["valid"], jnp.int32)
-    batch = Packed(
+    return Packed(
         x=jnp.zeros((b, n, stage.patch_features), jnp.float32),
         segment=arrays["segment"],
         position=arrays["position"],
@@ -202,10 +238,20 @@ def _generate(stage: Stage, sampler: Sampler, params: Params, arrays: Mapping[st
         ),
         patch=stage.patch,
     )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _generate(
+    stage: Stage, sampler: Sampler, params: Params, arrays: Mapping[str, Any]
+) -> jax.Array:
+    batch = _blank(stage, arrays)
     denoiser = stage.denoiser
 
     def condition(kind: str, dropped) -> Cond:
-        text = Text(**{part: arrays[f"{kind}_{part}"] for part in _TEXT_PARTS})
+        text = Text(
+            features=arrays.get(f"{kind}_features"),
+            **{part: arrays[f"{kind}_{part}"] for part in _TEXT_PARTS},
+        )
         raw = {"text": text, "fps": arrays["fps"]}
         return cast(Cond, denoiser.apply(params, raw, batch, dropped, method="condition"))
 
@@ -216,10 +262,9 @@ def _generate(stage: Stage, sampler: Sampler, params: Params, arrays: Mapping[st
     def denoise(batch, at, cond):
         return denoiser.apply(params, batch, at, cond, method="predict")
 
-    x = sample(
+    return sample(
         denoise, batch, process=stage.process, sampler=sampler, prior=stage.prior, conds=conds
     )
-    return batch.replace(x=x)
 
 
 def load(workdir: str | Path, *, step: int | None = None, rate: str | None = None) -> Pipeline:
@@ -246,6 +291,7 @@ def load(workdir: str | Path, *, step: int | None = None, rate: str | None = Non
             raise UserError(f"'{workdir}' has no checkpoint yet; train first.", code=4)
         if step not in checkpoints.steps():
             raise UserError(f"'{workdir}' has no checkpoint {step}: {checkpoints.steps()}.", code=4)
+        _check_text(run.stage, checkpoints.meta(step)["data"], workdir)
         shadows = checkpoints.restore_numpy(step, ("ema",))["ema"]
     if rate not in shadows:
         raise UserError(f"'{workdir}' keeps no EMA of rate {rate}; it has {', '.join(shadows)}.")
@@ -257,7 +303,19 @@ def load(workdir: str | Path, *, step: int | None = None, rate: str | None = Non
         capacity=capacity_of(run.data),
         digest=digest({"ema": params}),
         config=hashlib.sha256(config.encode()).hexdigest(),
+        traced=Traced.beside(),
     )
+
+
+def _check_text(stage: Stage, data: Mapping[str, Any], workdir: str | Path) -> None:
+    """Raises: UserError, a run's frozen text encoder is not the one whose features it learnt."""
+    learnt = data.get("texts", {}).get("encoder")
+    if stage.text is not None and encoder_hash(stage.text) != learnt:
+        raise UserError(
+            f"'{workdir}' was trained on the features of another text encoder than its config's "
+            "stage.text makes now; put that one back.",
+            code=4,
+        )
 
 
 def capacity_of(data: Any, rows: int = 2) -> Capacity:

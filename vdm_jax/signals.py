@@ -20,7 +20,8 @@ from jaxtyping import Array, Bool, Int
 from vdm_jax.axes import EMBED
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.cond import Cond, Text, Tokens
-from vdm_jax.nets.layers import SMALL, dense
+from vdm_jax.config import UserError
+from vdm_jax.nets.layers import SMALL, dense, parameter
 from vdm_jax.types import Count, Fraction, Positive
 
 NULL_TOKEN = 0
@@ -95,9 +96,10 @@ class PackedText(nn.Module):
         b, e = dropped.shape
         out = self.encoder(sentences.ids, sentences.mask).reshape(b, e, self.max_length, -1)
         inside = (sentences.segment > 0) & (text.position < self.max_length)
-        rows = jnp.broadcast_to(jnp.arange(b)[:, None], text.ids.shape)
         place = jnp.minimum(text.position, self.max_length - 1)
-        x = out[rows, jnp.maximum(sentences.segment - 1, 0), place]
+        line = jnp.maximum(sentences.segment - 1, 0)
+        # By rows, here and below: indexed all at once, rows would be gathered onto every device.
+        x = jax.vmap(lambda lines, i, j: lines[i, j])(out, line, place)
         segment = jnp.where(inside, sentences.segment, 0)
         return Tokens(x=jnp.where(inside[..., None], x, 0), segment=segment)
 
@@ -123,6 +125,34 @@ class PooledText(nn.Module):
         return dense(self.width, (None, EMBED), name="out", init=SMALL)(pooled)
 
 
+class FrozenText(nn.Module):
+    """`Text` -> `Tokens`: what a frozen encoder made of each id, through one linear map.
+
+    The null token, an empty or hidden text, is a vector of its own, learnt: no encoder is asked
+    what no text means.
+
+    Attributes:
+      max_length: of an example's text; what is longer is cut.
+    """
+
+    width: Count
+    max_length: Count
+
+    @nn.compact
+    def __call__(self, text: Text, batch: Frames | Packed, dropped: Bool[Array, "b e"]) -> Tokens:
+        """Raises: UserError, the text has no features."""
+        if text.features is None:
+            raise UserError("FrozenText reads features, but stage.text is None; name an encoder.")
+        hidden = batch_lookup(dropped, text.segment)
+        beyond = (text.position >= self.max_length) | (hidden & (text.position > 0))
+        segment = jnp.where(beyond, 0, text.segment)
+        null = parameter(self, "null", SMALL, (EMBED,), (self.width,))
+        features = text.features.astype(jnp.float32)
+        x = dense(self.width, (None, EMBED), name="in")(features)
+        x = jnp.where((hidden | (text.ids == NULL_TOKEN))[..., None], null, x)
+        return Tokens(x=jnp.where(segment[..., None] > 0, x, 0), segment=segment)
+
+
 class Sentences(NamedTuple):
     """One line per example, as an encoder wants it; `segment` leaves hidden texts out."""
 
@@ -139,12 +169,13 @@ def unpack_text(text: Text, dropped: Bool[Array, "b e"], length: int) -> Sentenc
     segment = jnp.where(hidden & (text.position > 0), 0, text.segment)
 
     # Line 0 of each row collects the padding and is thrown away.
-    rows = jnp.broadcast_to(jnp.arange(b)[:, None], ids.shape)
-    lines = jnp.zeros((b, e + 1, length), ids.dtype)
-    lines = lines.at[rows, segment, text.position].set(ids, mode="drop")[:, 1:]
-    mask = jnp.zeros((b, e + 1, length), bool)
-    mask = mask.at[rows, segment, text.position].set(True, mode="drop")[:, 1:]
-    return Sentences(lines.reshape(b * e, length), mask.reshape(b * e, length), segment)
+    def spread(values: Array, segment: Array, position: Array) -> Array:
+        lines = jnp.zeros((e + 1, length), values.dtype)
+        return lines.at[segment, position].set(values, mode="drop")[1:]
+
+    lines = jax.vmap(spread)(ids, segment, text.position).reshape(b * e, length)
+    mask = jax.vmap(spread)(jnp.ones_like(ids, bool), segment, text.position)
+    return Sentences(lines, mask.reshape(b * e, length), segment)
 
 
 class Sinusoid(nn.Module):

@@ -9,11 +9,14 @@ from vdm_jax.denoiser import Denoiser
 from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
+from vdm_jax.signals import FrozenText
+from vdm_jax.texts import TextEncoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """`patch` is (t, h, w) in cells of the codec's grid; `prior` correlates the noise of frames."""
+    """`patch` is (t, h, w) in cells of the codec's grid; `prior` correlates the noise of frames;
+    `text` is a frozen encoder, whose features `FrozenText` reads."""
 
     denoiser: Denoiser
     process: Process
@@ -21,6 +24,7 @@ class Stage:
     sampler: Sampler
     patch: tuple[int, int, int]
     codec: Codec = dataclasses.field(default_factory=Pixels)
+    text: TextEncoder | None = None
     name: str = "base"
 
     @property
@@ -37,4 +41,16 @@ class Stage:
                 f"stage.denoiser.backbone.patch_features is {given}, but a patch of {self.patch} "
                 f"with {self.codec.channels} channels has {self.patch_features}."
             )
-        return found
+        return found + self._text_problems()
+
+    def _text_problems(self) -> list[str]:
+        read = [s.embed for s in self.denoiser.signals if isinstance(s.embed, FrozenText)]
+        if self.text is None:
+            said = "a signal is FrozenText, but stage.text is None; name an encoder."
+            return [said] if read else []
+        most = self.text.max_length
+        return [
+            f"FrozenText.max_length is {one.max_length}, but stage.text reads {most} ids at most."
+            for one in read
+            if one.max_length > most
+        ]

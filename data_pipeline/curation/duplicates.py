@@ -3,14 +3,16 @@
 A clip's print is 512 bits, 64 of each of eight frames: which of the lowest 8 x 8 frequencies of the
 frame are above their median (pHash, Zauner 2010). Prints that differ in few bits are one clip's.
 
-To compare all with all would take a year for ten million clips. The bits are cut into 32 bands: two
-prints that differ in 31 bits or fewer agree in one whole band at least, so only those that share a
-band are compared, and none within that distance is missed.
+To compare all with all would take a year for ten million clips. The bits are cut into 16 bands of
+four bytes: two prints that differ in 31 bits or fewer differ in at most one bit of some band, and
+so agree in three of its bytes. Only those that share three bytes of a band are compared, and none
+within that distance is missed (multi-index hashing: Norouzi, Punjani, Fleet 2012).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
@@ -21,7 +23,9 @@ from data_pipeline.curation.motion import grey
 from data_pipeline.curation.stage import FINE, MARK, Found, Row, Spread
 
 FRAMES, SIDE, LOW = 8, 32, 8
-BANDS = 32  # of 16 bits
+BANDS = 16  # of 32 bits
+LIMIT = 2 * BANDS  # bits: as soon as so many differ, two may in each band
+BYTES = [np.uint32(0xFF << shift) for shift in range(0, 32, 8)]  # of a band
 FLAT = 4.0  # grey levels: the deviation below which a picture has nothing to compare
 
 
@@ -68,9 +72,9 @@ class Duplicates:
         alike = {i: of for i in order if (of := first.setdefault(prints[i] or b"", i)) != i}
         some = list(first.values())
         table = np.array([np.frombuffer(one, np.uint8) for one in first], np.uint8)
-        near: dict[int, list[int]] = {}
+        near: dict[int, set[int]] = {}
         for one, other in pairs(table.reshape(-1, FRAMES * LOW), self.distance):
-            near.setdefault(other, []).append(one)
+            near.setdefault(other, set()).add(one)
         out: dict[int, int] = {}
         for other in sorted(near):
             kept = [one for one in near[other] if some[one] not in out]
@@ -79,18 +83,20 @@ class Duplicates:
         return out | {i: out.get(of, of) for i, of in alike.items()}
 
     def problems(self) -> list[str]:
-        if 0 <= self.distance < BANDS:
+        if 0 <= self.distance < LIMIT:
             return []
-        return [f"Duplicates.distance is {self.distance}; it must be from 0 to {BANDS - 1} bits."]
+        return [f"Duplicates.distance is {self.distance}; it must be from 0 to {LIMIT - 1} bits."]
 
 
 def pairs(prints: np.ndarray, distance: int) -> Iterator[tuple[int, int]]:
-    """All (i, j), i < j, of uint8 (n, bytes) prints that differ in up to `distance` bits."""
+    """All (i, j), i < j, of uint8 (n, 64) prints that differ in up to `distance` bits, some of them
+    several times."""
     words = prints.view(np.uint64)
-    for band in prints.view(np.uint16).T:
-        order = np.argsort(band, kind="stable")
-        same = band[order]
-        # Those that share a band lie side by side: each is compared with the next, the one after...
+    for band, byte in itertools.product(prints.view(np.uint32).T, BYTES):
+        shared = band & ~byte
+        order = np.argsort(shared, kind="stable")
+        same = shared[order]
+        # Those that share it lie side by side: each is compared with the next, the one after...
         left = np.arange(len(order))
         for step in range(1, len(order)):
             left = left[left + step < len(order)]

@@ -25,9 +25,10 @@ class RayData:
 
     @contextlib.contextmanager
     def running(self, task: Task) -> Iterator[Callable[[pa.Table], Iterator[pa.Table]]]:
-        """Raises: DataError, code 2, Ray is not installed."""
+        """Raises: DataError, code 2, Ray is not installed; within it, what a task raises."""
         try:
             import ray.data
+            import ray.exceptions
         except ImportError as error:
             raise DataError(f"RayData needs Ray: pip install '.[ray]' ({error}).", code=2) from None
 
@@ -35,9 +36,21 @@ class RayData:
             found = ray.data.from_arrow(clips).map_batches(
                 task, batch_size=self.batch, batch_format="pyarrow", num_cpus=self.cpus
             )
-            yield from found.iter_batches(batch_size=None, batch_format="pyarrow")
+            try:
+                yield from found.iter_batches(batch_size=None, batch_format="pyarrow")
+            except ray.exceptions.RayTaskError as error:
+                if not isinstance(error.cause, DataError):
+                    raise
+                # Such as a model that fails: one sentence, without the advice that Ray adds to it.
+                said = str(error.cause).partition("\n")[0]
+                raise DataError(said, error.cause.code) from error
 
-        yield look
+        context = ray.data.DataContext.get_current()
+        wrapped, context.raise_original_map_exception = context.raise_original_map_exception, True
+        try:
+            yield look
+        finally:
+            context.raise_original_map_exception = wrapped
 
     def problems(self) -> list[str]:
         return [

@@ -1,9 +1,11 @@
-"""Forward and backward attention on packed rows, every backend against masked dense, in one run.
+"""Forward and backward attention: packed rows by every backend, and the same examples padded.
 
     python -m tests.benchmarks.attention [--json] [--full]
 
 Times are medians of rounds in which all contestants run in turn, so that a busy machine slows them
-alike; what counts is the ratio to dense. Rows hold `SEGMENTS` examples and 5 % padding.
+alike; what counts is the ratio to dense, which computes all of a row and masks. Rows hold
+`SEGMENTS` examples and 5 % padding; `padded` is dense on a row per example, each as long as the
+longest of them.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vdm_jax.kernels import choose, chunked, dense
+from vdm_jax.kernels import blocks, choose, chunked, dense, kernel
+from vdm_jax.kernels.attend import KERNELS
 
 SEGMENTS = 5
 ROUNDS = 7
 BLOCKS = (32, 64, 128)
+NATIVE = {"tpu": "splash", "gpu": "fused"}  # elsewhere they would be interpreted
 SHORT = [(1, 256, 4, 32), (4, 256, 4, 32), (4, 512, 4, 32), (2, 1024, 4, 64), (1, 2048, 4, 32)]
 FULL = [
     (rows, length, 4, dim)
@@ -43,6 +47,21 @@ def inputs(rows: int, length: int, heads: int, dim: int) -> list[jax.Array]:
     return [q, k, v, jnp.asarray(group, jnp.int32)]
 
 
+def padded(arguments: list[jax.Array]) -> list[jax.Array]:
+    """The examples of packed rows, one a row."""
+    q, k, v, group = map(np.asarray, arguments)
+    cells = [(row, np.flatnonzero(ids == g)) for row, ids in enumerate(group)
+             for g in np.unique(ids[ids > 0])]  # fmt: skip
+    shape = len(cells), max(len(places) for _, places in cells)
+    ids = np.zeros(shape, np.int32)
+    moved = [np.zeros((*shape, *x.shape[2:]), np.float32) for x in (q, k, v)]
+    for at, (row, places) in enumerate(cells):
+        ids[at, : len(places)] = 1
+        for new, old in zip(moved, (q, k, v), strict=True):
+            new[at, : len(places)] = old[row, places]
+    return [*map(jnp.asarray, moved), jnp.asarray(ids)]
+
+
 def compiled(attend: Callable[..., jax.Array], arguments: list[jax.Array]) -> Callable[[], object]:
     """A call that computes the output and all gradients, and waits for them."""
 
@@ -57,10 +76,16 @@ def measure(shape: tuple[int, int, int, int]) -> dict[str, object]:
     """Milliseconds of every contestant at (rows, length, heads, head_dim)."""
     arguments = inputs(*shape)
     rows, length, heads, dim = shape
-    steps = {"dense": compiled(dense.attend, arguments)}
+    steps = {
+        "dense": compiled(dense.attend, arguments),
+        "padded": compiled(dense.attend, padded(arguments)),
+    }
     for block in BLOCKS:
-        attend = functools.partial(chunked.attend, block=block)
+        attend = functools.partial(kernel.attend, chunked.Chunked(block))
         steps[f"chunked/{block}"] = compiled(attend, arguments)
+    if native := NATIVE.get(jax.default_backend()):
+        attend = functools.partial(kernel.attend, KERNELS[native]())
+        steps[native] = compiled(attend, arguments)
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(ROUNDS + 1):
         for name, step in steps.items():
@@ -69,7 +94,7 @@ def measure(shape: tuple[int, int, int, int]) -> dict[str, object]:
             if turn:  # the first is warm-up
                 taken[name].append(1e3 * (time.perf_counter() - start))
     group = arguments[3]
-    pairs = float(chunked.executed(group, group, 64).mean()) / (-(-length // 64)) ** 2
+    pairs = float(blocks.executed(group, group, 64).mean()) / (-(-length // 64)) ** 2
     chosen = choose(jax.default_backend(), rows=rows, queries=length, keys=length, heads=heads)
     return dict(
         rows=rows, length=length, heads=heads, head_dim=dim, pairs=pairs, chosen=chosen,

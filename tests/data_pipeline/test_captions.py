@@ -1,7 +1,10 @@
 """What a clip is called: sidecar, then table, then folder, each told apart and counted."""
 
 import csv
+import io
 import json
+import re
+import tarfile
 
 import pytest
 
@@ -153,3 +156,88 @@ def test_what_to_sample_with_is_what_is_said_most(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo\none\n")
     index(str(tmp_path), str(tmp_path / "m"))
     assert set((tmp_path / "m" / manifest.PROMPTS).read_text().splitlines()) == {"one", "two"}
+
+
+HOSTILE = {
+    "empty": "", "long": "word " * 200_000, "nul": "a\0b", "rtl": "\u202eabc \u05d0",
+    "surrogate": "a \ud800 b", "control": "a\x07\x08\r\nb\x85\u2028c",
+    "ansi": "\x1b[31mred\x1b[0m",
+}  # fmt: skip
+CLEAN = {
+    "empty": "", "long": ("word " * 820)[:4096], "nul": "a b", "rtl": "abc \u05d0",
+    "surrogate": "a ? b", "control": "a b c", "ansi": "[31mred [0m",
+}  # fmt: skip
+
+
+def beside(folder):
+    for name, text in HOSTILE.items():
+        (folder / f"{name}.txt").write_bytes(text.encode("utf-8", "surrogatepass"))
+    return folder, {}
+
+
+def sidecars(folder):
+    for name, text in HOSTILE.items():
+        (folder / f"{name}.json").write_text(json.dumps({"caption": text, "label": text}))
+    return folder, {}
+
+
+def one_table(suffix):
+    def make(folder):
+        table = folder / f"t{suffix}"
+        if suffix == ".jsonl":
+            lines = ({"file": n, "caption": t, "label": t, "id": n} for n, t in HOSTILE.items())
+            table.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        else:
+            with open(table, "w", newline="", encoding="utf-8", errors="surrogatepass") as file:
+                rows = [("file", "caption", "label"), *((n, t, t) for n, t in HOSTILE.items())]
+                csv.writer(file).writerows(rows)
+        return table, {}
+
+    return make
+
+
+def shard(folder):
+    with tarfile.open(folder / "0.tar", "w") as archive:
+        for name, text in HOSTILE.items():
+            archive.add(folder / f"{name}.mp4", f"{name}.mp4")
+            said = json.dumps({"caption": text, "label": text}).encode()
+            member = tarfile.TarInfo(f"{name}.json")
+            member.size = len(said)
+            archive.addfile(member, io.BytesIO(said))
+    return folder, {"form": "webdataset"}
+
+
+@pytest.mark.parametrize("make", [beside, sidecars, one_table(".jsonl"), one_table(".csv"), shard])
+def test_whatever_is_said_becomes_one_clean_line(make, tmp_path, capsys):
+    """In each form that says something: captions, labels, and what is printed of them."""
+    for name in HOSTILE:
+        mp4(tmp_path / f"{name}.mp4")
+    source, how = make(tmp_path)
+    found = index(str(source), str(tmp_path / "m"), **how)
+    assert found["clips"] == len(HOSTILE) and found["skipped"] == {}
+    for row in manifest.read(tmp_path / "m").table.to_pylist():
+        name = re.split(r"[./]", row["clip_id"].removeprefix("0.tar/"))[0]
+        # Bytes that are no text are told from half a pair by nobody.
+        said = re.sub("[?\ufffd]+", "?", " ".join(row["captions"]))
+        nothing = said in ("", tmp_path.name.replace("_", " "))
+        # A megabyte beside a file is not read at all.
+        assert said == CLEAN[name] or (nothing and name in ("empty", "long"))
+        assert all(len(one) <= 4096 and one.isprintable() for one in row["captions"])
+        assert row["label"].isprintable() and len(row["label"]) <= 4096
+    assert main(["card", str(tmp_path / "m")]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_clips_with_names_that_cannot_be_shown_are_left_out(tmp_path):
+    """An id, or the end of a film, that a table names."""
+    mp4(tmp_path / "a.mp4", frames=8)
+    ids = ("good", "\x1b[31mred", "line\nbreak", "half \ud800")
+    lines = (
+        {"file": "a.mp4", "id": name, "start": n / 8, "end": (n + 2) / 8}
+        for n, name in enumerate(ids)
+    )
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = index(str(tmp_path / "t.jsonl"), str(tmp_path / "m"))
+    assert found["skipped"] == {"name": 2}
+    kept = manifest.read(tmp_path / "m").table["clip_id"].to_pylist()
+    assert kept == ["good", "half ?"]

@@ -79,6 +79,9 @@ def bad_of(folder, decoder):
 
 OUTSIDE = [
     "{}/secret.mkv", "../secret.mkv", "a/../../secret.mkv", "./../secret.mkv", "a\0b.mkv", "",
+    "file://{}/secret.mkv", "http://169.254.169.254/latest", "s3://bucket/a.mkv", "TAR://a.tar#0,9",
+    "tar://../secret.mkv#0,9", "tar://{}/secret.mkv#0,9", "tar://a/../../secret.mkv#0,9",
+    "record://../secret.mkv#0", "record://{}/secret.mkv#0/video",
 ]  # fmt: skip
 
 
@@ -98,7 +101,12 @@ def test_a_manifest_that_names_what_is_outside_is_refused(uri, data):
         ("..\\secret.mkv", "missing"), ("C:\\secret.mkv", "missing"), ("3.MKV", "missing"),
         ("\u2024\u2024/secret.mkv", "missing"), ("x" * 4096 + ".mkv", "not_a_file"),
         ("pipe.mkv", "not_a_file"), ("device/zero", "link"), ("manifest", "not_a_file"),
-        ("0.mkv/3.mkv", "missing"), ("socket.mkv", "missing"),
+        ("0.mkv/3.mkv", "missing"), ("socket.mkv", "missing"), ("file:0.mkv", "missing"),
+        ("file:../secret.mkv", "missing"), ("pipe:0", "missing"), ("concat:0.mkv|1.mkv", "missing"),
+        ("subfile,,start,0,end,99,,:0.mkv", "missing"), ("data:video/mp4;base64,AA", "missing"),
+        ("tar://link.mkv#0,9", "link"), ("tar://0.mkv#0,99999999", "truncated"),
+        ("tar://pipe.mkv#0,9", "not_a_file"), ("record://0.mkv#0", "record"),
+        ("record://none#0", "missing"), ("tar://none.tar#0,9", "missing"),
     ],
 )  # fmt: skip
 def test_a_name_that_leads_elsewhere_is_a_bad_clip(uri, class_, data):

@@ -139,11 +139,17 @@ def test_links_to_folders_are_not_followed(tmp_path):
         ([{"clip_id": "a", "uri": "a"}, {"clip_id": "a", "uri": "b"}], "same"),
         ([{"clip_id": "a", "uri": "a", "height": 0}], "height"),
         ([{"clip_id": "a", "uri": "a", "n_frames": None}], "n_frames"),
+        ([{"clip_id": "a", "uri": "a", "bytes": None}], "bytes"),
+        ([{"clip_id": "a", "uri": "a", "bytes": -1}], "bytes"),
+        ([{"clip_id": "a", "uri": "a", "start_s": float("nan")}], "start_s"),
+        ([{"clip_id": "a", "uri": "a", "end_s": None}], "end_s"),
+        ([{"clip_id": "a", "uri": "a", "end_s": float("inf")}], "end_s"),
         ([], "lists no clip"),
     ],
 )
 def test_a_strangers_table_is_judged(rows, said, tmp_path):
     whole = {"still": True, "n_frames": 1, "height": 8, "width": 8, "fps_num": 0, "fps_den": 1}
+    whole |= {"start_s": 0.0, "end_s": 0.0, "bytes": 1}
     table = manifest.table_of([whole | row for row in rows])
     manifest.write(tmp_path / "m", table, tmp_path)
     with pytest.raises(DataError, match=said):

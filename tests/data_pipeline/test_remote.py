@@ -152,7 +152,7 @@ def test_no_other_scheme_is_opened(root, tmp_path, monkeypatch):
     """Neither as a root that a manifest of a stranger's names nor on the command line."""
     monkeypatch.setattr(fsspec, "url_to_fs", lambda url, **how: pytest.fail("opened"))
     line = {"clip_id": "a", "uri": "a", "still": True, "n_frames": 1, "height": 8, "width": 8,
-            "fps_num": 0, "fps_den": 1}  # fmt: skip
+            "fps_num": 0, "fps_den": 1, "start_s": 0.0, "end_s": 0.0, "bytes": 1}  # fmt: skip
     manifest.write(tmp_path / "m", manifest.table_of([line]), root)
     for attempt in (
         lambda: manifest.read(tmp_path / "m"),

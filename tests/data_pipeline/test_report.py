@@ -4,11 +4,13 @@ import collections
 import dataclasses
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
 import pytest
 
-from data_pipeline import report
+from data_pipeline import picture, report
+from data_pipeline.__main__ import main
 from data_pipeline.clips import Strides
 from data_pipeline.dropping import Constant
 from data_pipeline.layouts import Buckets
@@ -186,7 +188,49 @@ def test_the_card_counts_what_there_is(made):
     assert cards["after"]["splits"] == {"train": len(kept)}
 
 
+def test_parts_of_one_set_are_counted_once(made):
+    parts = (("train", "n_frames > 1"), ("val", "n_frames > 1"), ("train", "n_frames == 1"))
+    sources = tuple(Source(manifest=str(made), split=s, where=w) for s, w in parts)
+    cards = loader(made, sources=sources).card()
+    assert cards["before"]["clips"] == cards["before"]["files"] == CLIPS
+    rows = read(made).table.to_pylist()
+    left = sum(row["split"] == "val" and row["n_frames"] == 1 for row in rows)
+    assert cards["after"]["clips"] == CLIPS - left
+
+
+def test_the_card_of_manifests_alone(made, tmp_path, capsys):
+    other = synthetic.write(tmp_path / "other", 30, seed=1)
+    assert main(["card", str(made), str(other), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == loader(made, other).card()["before"]
+    assert found["clips"] == found["files"] == CLIPS + 30  # though some are called alike
+    assert main(["card", str(made)]) == 0
+    said = capsys.readouterr().out
+    assert f"{CLIPS}" in said and "motion" in said and "before" not in said
+    assert main(["card", str(tmp_path / "none")]) == 2
+    assert "there is no manifest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(256, 960), (0.208, 1.38), (256, 32768), (16, 24), (20, 20.5), (0.04, 3600), (3, 131072)],
+)
+def test_numbers_of_a_logarithmic_axis_are_round(low, high):
+    """Two at least and few enough to read, of two digits where the range allows it."""
+    axes = plt.figure(figsize=(5, 4)).add_subplot()
+    found = {"edges": np.geomspace(low, high, 25), "arrived": [1 / 24] * 24}
+    picture._histogram(axes, "tokens", found | {"emitted": found["arrived"]})
+    inside = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert 2 <= len(inside) <= 9
+    shown = {label.get_text() for label in axes.get_xticklabels()}
+    digits = 2 if high > 1.2 * low else 3
+    assert {f"{float(f'{tick:.{digits}g}'):,.10g}" for tick in inside} <= shown
+    plt.close("all")
+
+
 def test_the_command_writes_a_table_json_and_a_picture(tmp_path, made):
+    bare = call("report", f"--manifest={made}", module="data_pipeline")
+    assert bare.returncode == 2 and f"card {made}" in bare.stderr
     words = ("report", SMOKE, f"--manifest={made}", "--steps=5", "--devices=2")
     done = call(*words, "--json", f"--out={tmp_path / 'out'}", module="data_pipeline")
     assert done.returncode == 0, done.stderr
@@ -194,8 +238,8 @@ def test_the_command_writes_a_table_json_and_a_picture(tmp_path, made):
     assert found == json.loads((tmp_path / "out" / "report.json").read_text())
     assert {"fill", "straggler_ratio", "steps_per_epoch", "drops", "card"} <= set(found)
     assert found["steps"] == 5 and found["card"]["before"]["clips"] == CLIPS
-    picture = np.asarray(PIL.Image.open(tmp_path / "out" / "report.png"))
-    assert picture.shape[:2] == (900, 1600) and len(np.unique(picture)) > 50
+    shown = np.asarray(PIL.Image.open(tmp_path / "out" / "report.png"))
+    assert shown.shape[:2] == (900, 1600) and len(np.unique(shown)) > 50
 
 
 def test_the_table_says_what_was_found(made, capsys):
@@ -208,6 +252,11 @@ def test_the_table_says_what_was_found(made, capsys):
     said = console.export_text()
     for word in (f"{found['fill']:.2%}", "8 buckets", "trimmed", f"{CLIPS}", "motion"):
         assert word in said
+    first = next(iter(found["layouts"].values()))
+    for empty, advised in ((0.02, True), (0.002, False)):
+        first["empty_rows"] = empty
+        console.print(tables(found))
+        assert ("raise data.block" in console.export_text()) is advised
 
 
 @pytest.mark.parametrize(

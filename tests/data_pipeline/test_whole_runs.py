@@ -1,6 +1,8 @@
 """Trainers as processes, and two thousand damaged files: what only takes long to try."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,26 +32,71 @@ def test_a_set_that_only_kills_ends_the_run_with_3(manifest, tmp_path, monkeypat
     assert "crashed" in done.stderr and done.stderr.count(" times)") == 5
 
 
-def test_a_group_that_is_asked_to_stop_saves_and_leaves_nobody(manifest, tmp_path):
-    """SIGTERM to trainer and decoders alike, as a scheduler sends it."""
-    words = train(tmp_path / "run", manifest, "--steps=100000")
+@pytest.mark.parametrize(
+    "more", [(), ("--config.validate_every=0",)], ids=["held out", "trained on"]
+)
+def test_a_set_that_is_all_bad_ends_the_run_within_a_minute(more, manifest, tmp_path):
+    """Whether it is met in the held-out clips or in the others: reasons and five paths. The minute
+    is the processors': others at work on this machine lengthen that of the clock."""
+    folder = shutil.copytree(manifest.parent, tmp_path / "copy")
+    for path in (folder / "clips").glob("*.*"):
+        if path.suffix in (".mp4", ".png"):
+            path.write_bytes(bytes(path.stat().st_size))
+    before = os.times()
+    done = call(*train(tmp_path / "run", folder / "manifest", "--steps=200", *more))
+    assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
+    after = os.times()
+    used = [getattr(after, n) - getattr(before, n) for n in ("children_user", "children_system")]
+    assert sum(used) < 60
+    said = done.stderr.splitlines()[-1]
+    assert re.search(r"\(format \d+\)", said) and said.count(f"{folder}/clips/") == 5, said
+
+
+def begin(workdir, manifest):
+    """A run of many steps that has made one, and its processes: a nursery and decoders."""
+    words = train(workdir, manifest, "--steps=100000")
     trainer = subprocess.Popen(
         [sys.executable, "-m", "vdm_jax", *map(str, words)],
         env=environment(), cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    metrics = tmp_path / "run" / "metrics.jsonl"
+    metrics = workdir / "metrics.jsonl"
     while not (metrics.exists() and '"loss"' in metrics.read_text()):
         assert trainer.poll() is None, trainer.stderr.read()
         time.sleep(0.1)
     mine = family(trainer.pid)
     assert mine
+    return trainer, mine
+
+
+def left(processes, seconds=5):
+    """Those that live after so long."""
+    until = time.monotonic() + seconds
+    while any(map(lives, processes)) and time.monotonic() < until:
+        time.sleep(0.05)
+    return [pid for pid in processes if lives(pid)]
+
+
+def test_a_group_that_is_asked_to_stop_saves_and_leaves_nobody(manifest, tmp_path):
+    """SIGTERM to trainer and decoders alike, as a scheduler sends it."""
+    trainer, mine = begin(tmp_path / "run", manifest)
     os.killpg(trainer.pid, signal.SIGTERM)
     said = trainer.communicate()[1]
     assert trainer.returncode == 75, said
-    until = time.monotonic() + 5
-    while any(map(lives, mine)) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not any(map(lives, mine))
+    assert left(mine) == []
+
+
+def test_a_trainer_that_is_killed_leaves_nobody(manifest, tmp_path):
+    """SIGKILL to the trainer alone."""
+    shared = set(os.listdir("/dev/shm"))
+    trainer, mine = begin(tmp_path / "run", manifest)
+    trainer.kill()
+    trainer.wait()
+    orphans = left(mine)
+    for pid in orphans:
+        os.kill(pid, signal.SIGKILL)
+    assert orphans == []
+    trainer.stderr.close()
+    assert set(os.listdir("/dev/shm")) == shared
 
 
 KINDS = {

@@ -1,5 +1,6 @@
 """Attention against a loop over groups in float64, backends against each other, and skipping."""
 
+import functools
 import logging
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jax.test_util import check_grads
 
 from vdm_jax.config import UserError
-from vdm_jax.kernels import BACKENDS, attend, chunked, dense
+from vdm_jax.kernels import BACKENDS, attend, blocks, chunked, dense, fused
 from vdm_jax.kernels.attend import choose
 
 N, HEADS, DIM, BLOCK = 40, 2, 8, 8
@@ -31,6 +32,7 @@ GROUPS = {
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(chunked, "BLOCKS", {"cpu": BLOCK})
+    monkeypatch.setattr(fused, "BLOCK", 2 * BLOCK)
 
 
 def inputs(case="padded", n=N, m=N, dtype=jnp.float32, size=1.5):
@@ -75,7 +77,7 @@ def test_agrees_with_loops(case, backend):
     np.testing.assert_allclose(out, truth, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS.keys() - {"dense"}))
+@pytest.mark.parametrize("backend", sorted({*BACKENDS} - {"dense"}))
 @pytest.mark.parametrize("case", sorted(GROUPS))
 def test_gradients_agree_with_dense(case, backend):
     arguments = inputs(case)
@@ -143,7 +145,7 @@ def test_half_precision_keeps_a_softmax_in_full(backend):
 
 def test_pairs_executed_are_those_that_must_meet():
     def count(ids):
-        return int(chunked.executed(jnp.asarray([ids]), jnp.asarray([ids]), BLOCK)[0])
+        return int(blocks.executed(jnp.asarray([ids]), jnp.asarray([ids]), BLOCK)[0])
 
     assert count([1] * 64) == 64
     assert count([g for g in (1, 2, 3, 4) for _ in range(16)]) == 4 * 2 * 2
@@ -157,7 +159,7 @@ def test_pairs_executed_are_those_that_must_meet():
 @pytest.mark.parametrize("case", sorted(GROUPS))
 def test_no_pair_that_sees_is_skipped(case):
     *_, q_group, kv_group = inputs(case)
-    met = np.asarray(chunked.meets(q_group, kv_group, BLOCK))
+    met = np.asarray(blocks.meets(q_group, kv_group, BLOCK))
     sees = np.asarray(q_group[:, :, None] == kv_group[:, None])
     for row, i, j in zip(*np.nonzero(sees), strict=True):
         assert met[row, i // BLOCK, j // BLOCK]
@@ -189,8 +191,12 @@ def test_bias():
 def test_choice_is_by_platform_and_shape_and_said_once(caplog):
     assert choose("cpu", rows=4, queries=64, keys=64, heads=4) == "dense"
     assert choose("cpu", rows=1, queries=2048, keys=2048, heads=4) == "chunked"
-    assert choose("gpu", rows=1, queries=2048, keys=2048, heads=4) == "dense"
-    assert choose("tpu", rows=4, queries=32768, keys=32768, heads=16) == "chunked"
+    assert choose("gpu", rows=4, queries=256, keys=256, heads=4) == "dense"
+    assert choose("gpu", rows=1, queries=2048, keys=2048, heads=4) == "fused"
+    on = functools.partial(choose, "gpu", refused={"fused"})
+    assert on(rows=1, queries=2048, keys=2048, heads=4) == "dense"
+    assert on(rows=4, queries=32768, keys=32768, heads=16) == "chunked"
+    assert choose("tpu", rows=4, queries=32768, keys=32768, heads=16) == "splash"
     q, k, v, q_group, kv_group = inputs(n=11, m=11)
     with caplog.at_level(logging.INFO, logger="vdm_jax.kernels.attend"):
         for _ in range(3):

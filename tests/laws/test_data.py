@@ -272,6 +272,18 @@ def test_mostly_bad_data_ends_the_run(made, tmp_path):
     assert len(take(dataclasses.replace(data, max_bad=0.9), 40)) == 40
 
 
+def test_held_out_clips_that_are_all_bad_are_named(made, tmp_path):
+    shutil.copytree(made, tmp_path / "copy")
+    for path in (tmp_path / "copy" / "clips").iterdir():
+        if path.suffix in (".mp4", ".png"):
+            path.write_bytes(bytes(path.stat().st_size))
+    data = loader(tmp_path / "copy", holdout=0.5)
+    said = rf"not one of {data.held_out} held-out clips .*\(format {data.held_out}\).*/clips/"
+    with pytest.raises(DataError, match=said) as error:
+        data.validation(64)
+    assert error.value.code == 3 and str(error.value).count(" times)") == 5
+
+
 def table_of(n):
     """A synthetic source: nothing of it exists on disk."""
     i = np.arange(n)

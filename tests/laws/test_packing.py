@@ -20,7 +20,7 @@ from tests.nets.rows import (
     quick,
     random_like,
 )
-from vdm_jax.kernels import BACKENDS, chunked
+from vdm_jax.kernels import BACKENDS, chunked, fused
 from vdm_jax.nets.dit import DiT
 from vdm_jax.nets.modulation import PerBlock, Shared
 from vdm_jax.nets.patterns import Full, Groups, Spatial, Temporal, Window
@@ -45,6 +45,7 @@ LAYOUT = ((2, 0), (1,), ())  # rows of examples; the last is padding alone
 def small_blocks(monkeypatch):
     """Rows here are short; blocks must be shorter, or the chunked backend has only one."""
     monkeypatch.setattr(chunked, "BLOCKS", {"cpu": 8})
+    monkeypatch.setattr(fused, "BLOCK", 16)
 
 
 @struct.dataclass

@@ -12,9 +12,10 @@ LAYERS = (
     {"types", "axes", "config"},
     {"batch", "cond", "kernels"},
     {"diffusion", "nets", "parallel"},
-    {"signals", "codecs", "denoiser"},
+    {"signals", "codecs", "texts", "denoiser"},
     {"objectives", "stage", "links", "cascade"},
-    {"train", "evals", "interop", "pipeline", "gallery", "features"},
+    {"train", "evals", "interop", "pipeline", "gallery", "features", "captions", "compiled"}
+    | {"plan"},
     {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

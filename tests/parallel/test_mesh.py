@@ -7,6 +7,7 @@ from jax.sharding import AxisType
 
 from vdm_jax.config import UserError
 from vdm_jax.parallel.mesh import AXES, make_mesh
+from vdm_jax.parallel.place import row_share
 
 
 @pytest.mark.parametrize(
@@ -51,10 +52,10 @@ def test_mistakes_are_said(shape, words):
 class Chip:
     """As much of a TPU core as the making of a mesh looks at."""
 
-    platform, device_kind, core_on_chip, process_index = "cpu", "cpu", 0, 0
+    platform, device_kind, core_on_chip = "cpu", "cpu", 0
 
-    def __init__(self, number, slice_index):
-        self.id, self.slice_index = number, slice_index
+    def __init__(self, number, slice_index, process_index=0):
+        self.id, self.slice_index, self.process_index = number, slice_index, process_index
 
     def __repr__(self):
         return f"chip {self.id} of slice {self.slice_index}"
@@ -70,3 +71,27 @@ def test_data_crosses_slices_and_nothing_else_does():
     assert (of == of[:, :1]).all() and sorted(of[:, 0]) == [0, 0, 1, 1]
     with pytest.raises(UserError, match="multiple of the 2 slices"):
         make_mesh({"fsdp": 8}, chips)
+
+
+@pytest.mark.parametrize(
+    "shape, processes, shares",
+    [
+        ({"data": 8}, 4, [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ({"data": 2, "fsdp": 4}, 2, [(0, 2), (1, 2)]),
+        # A row over all processes, or over two of four: they feed the same.
+        ({"seq": 8}, 4, [(0, 1)] * 4),
+        ({"data": 2, "tensor": 4}, 4, [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ({"data": 4, "tensor": 2}, 2, [(0, 2), (1, 2)]),
+    ],
+)
+def test_which_rows_a_process_feeds(shape, processes, shares):
+    chips = [Chip(n, 0, n * processes // 8) for n in range(8)]
+    mesh = make_mesh(shape, chips)
+    assert [row_share(mesh, process) for process in range(processes)] == shares
+
+
+def test_processes_that_share_a_part_of_their_rows_are_refused():
+    chips = [Chip(n, 0, n // 4) for n in range(12)]
+    mesh = make_mesh({"data": 2, "tensor": 6}, chips)
+    with pytest.raises(UserError, match="unevenly over 3 processes"):
+        row_share(mesh, 0)

@@ -1,14 +1,18 @@
 """Training on latents that were made beforehand: rows hold them, and steps draw from them."""
 
 import dataclasses
+import hashlib
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from scipy import stats
 
-from data_pipeline import keys, manifest, rows
+from data_pipeline import keys, latents, manifest, rows
 from data_pipeline.clips import LogFrames
 from data_pipeline.errors import DataError
 from data_pipeline.loaders import Source
@@ -65,6 +69,31 @@ def test_rows_hold_what_the_records_hold(made, law):
                 seen.add(identity)
     assert len(seen) == 2 * CLIPS
     assert (shorter > 0) == bool(law)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_record_of_what_is_no_number_keeps_its_slot_masked(number, made, tmp_path):
+    """Written by somebody else, under the key and hash that the manifest names."""
+    folder = shutil.copytree(made, tmp_path / "copy")
+    found = manifest.read(folder)
+    kept, said = latents.Latents.of(found), found.table.to_pylist()
+    arrays = kept.read(0)
+    # Not by `pack`, which refuses it.
+    about = {latents.ABOUT: json.dumps(dataclasses.asdict(kept.key) | {"view": {}})}
+    spoilt = {name: np.full_like(array, number) for name, array in arrays.items()}
+    record = safetensors.numpy.save(spoilt, metadata=about)
+    latents.write_records(folder / "foreign.array_record", [record])
+    said[0] |= {
+        "uri": "record://foreign.array_record#0", "sha256": hashlib.sha256(record).hexdigest()
+    }  # fmt: skip
+    manifest.write(folder, manifest.table_of(said), found.root, found.latents)
+    bad, batches = set(), packed(folder).batches()
+    for _ in range(24):
+        batch = next(batches)
+        assert np.isfinite(batch.arrays["moments"]).all()
+        bad |= {(name, why) for name, _, why in batch.bad}
+    batches.close()
+    assert bad == {(said[0]["clip_id"], "not_finite")}
 
 
 def test_views_of_a_clip_are_held_out_together(made):
@@ -179,14 +208,14 @@ def test_latents_of_pixels_are_trained_on_as_pixels(clips, tmp_path):
     """The same rows, texts and keys, and the same values but for float16."""
     encoding(clips, Pixels(), patch=PATCH)(str(tmp_path))
     streams = loader(clips, patch=PATCH, tokens=4096), packed(tmp_path, tokens=4096)
-    for _, pixels, latents in zip(range(4), *(data.batches() for data in streams), strict=False):
+    for _, pixels, encoded in zip(range(4), *(data.batches() for data in streams), strict=False):
         same = set(pixels.arrays) - {"patches"}
-        assert set(latents.arrays) == same | {"latent"} and not pixels.bad
+        assert set(encoded.arrays) == same | {"latent"} and not pixels.bad
         for name in same:
-            assert np.array_equal(pixels.arrays[name], latents.arrays[name]), name
+            assert np.array_equal(pixels.arrays[name], encoded.arrays[name]), name
         one, other = (
             to_carrier({n: jnp.asarray(x[0]) for n, x in batch.arrays.items()}, Pixels(), PATCH, 0)
-            for batch in (pixels, latents)
+            for batch in (pixels, encoded)
         )
         assert np.allclose(one[0].x, other[0].x, atol=5e-4)
 

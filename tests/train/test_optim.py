@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 from vdm_jax.config import UserError
 from vdm_jax.train import state as states
@@ -142,3 +143,27 @@ def test_state_items_round_trip():
     again = states.TrainState.of(state.items())
     assert jax.tree.structure(again) == jax.tree.structure(state)
     assert optax.global_norm(again.params) == optax.global_norm(state.params)
+
+
+def test_muon_is_optax_s():
+    """One matrix after another as all at once, over three steps with decay of weights."""
+    params = {"stack": jnp.ones((3, 8, 16)), "matrix": jnp.ones((12, 5))}
+
+    def numbers(params):
+        axes = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+        return jax.tree.map(lambda _: axes, params)
+
+    ours = Muon(learning_rate=0.1, weight_decay=0.01).transform(lambda count: 1.0)
+    theirs = contrib.muon(
+        0.1, weight_decay=0.01, muon_weight_dimension_numbers=numbers, consistent_rms=0.2
+    )
+    states = [ours.init(params), theirs.init(params)]
+    for step in range(3):
+        key = jax.random.key(step)
+        found = jax.tree.map(lambda p, key=key: jax.random.normal(key, p.shape), params)
+        updates = []
+        for index, transform in enumerate((ours, theirs)):
+            update, states[index] = transform.update(found, states[index], params)
+            updates.append(update)
+        for one, other in zip(*map(jax.tree.leaves, updates), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)

@@ -53,6 +53,11 @@ def loader(args: argparse.Namespace, rest: Sequence[str]) -> PackedVideo:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} is {value}; it must be at least 1.")
+    if args.manifest and not any(word.startswith("--config=") for word in rest):
+        raise UserError(
+            "a report needs a --config=FILE.py; what the clips are without one is said by "
+            f"`python -m data_pipeline card {args.manifest}`."
+        )
     config = configs.load(rest)
     refuse(problems(config.data, "config.data"))
     data = build(config.data)

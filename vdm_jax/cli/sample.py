@@ -44,9 +44,10 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise UserError(f"unknown argument '{rest[0]}'; see vdm sample --help.")
     requests = plan(args)
-    from vdm_jax import pipeline
+    from vdm_jax import compiled, pipeline
     from vdm_jax.gallery import write_all
 
+    compiled.remember()
     made = pipeline.load(args.workdir, step=args.step)
     sampler = made.stage.sampler.override(steps=args.steps, guidance=args.guidance)
     found = write_all(made, requests, sampler, Path(args.out))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from vdm_jax.cli import configs
+from vdm_jax.cli import configs, hosts
 from vdm_jax.config import UserError
 
 
@@ -22,24 +22,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fork", metavar="DIR@STEP[:ema]", help="go on from another run's checkpoint in a new run"
     )
     parser.add_argument("--profile", metavar="A:B", help="trace steps A to B with jax.profiler")
+    hosts.add_arguments(parser)
     parser.epilog = "--config=FILE.py[:variant] and --config.a.b=value say what to train."
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    config = configs.load(rest)
-    if args.steps is not None:
-        if args.steps < 1:
-            raise UserError(f"--steps is {args.steps}; it must be at least 1.")
-        config.steps = args.steps
+    if args.steps is not None and args.steps < 1:
+        raise UserError(f"--steps is {args.steps}; it must be at least 1.")
     if args.minutes is not None and not args.minutes > 0:
         raise UserError(f"--minutes is {args.minutes}; it must be above 0.")
-    from vdm_jax.train.start import Start
+    with hosts.joined(args):
+        config = configs.load(rest)
+        if args.steps is not None:
+            config.steps = args.steps
+        from vdm_jax.train.start import Start
 
-    start = Start(
-        workdir=args.workdir,
-        init=args.init,
-        fork=args.fork,
-        minutes=args.minutes,
-        profile=args.profile,
-    )
-    return start(config)
+        hosts.remember(args.workdir)
+        start = Start(
+            workdir=args.workdir,
+            init=args.init,
+            fork=args.fork,
+            minutes=args.minutes,
+            profile=args.profile,
+        )
+        return start(config)

@@ -1,12 +1,8 @@
 """Attention in blocks: little memory, and pairs of blocks whose groups cannot meet cost nothing.
 
-Tokens are cut into blocks of `block`. A block of queries and one of keys meet iff their ranges of
-group ids overlap, [min, max] against [min, max], with padding (id 0) counted as the largest id:
-where ids rise along the row, as the packer makes them, nearly every pair that does not meet is
-found so, and in any other order the test only errs towards meeting. For each block of queries the
-blocks of keys it meets are listed, and a loop whose length is data runs down the list with the
-online softmax (Milakov & Gimelshein 2018; Dao et al. 2022, algorithm 1): with running maximum mu,
-normaliser l and sum a,
+For each block of queries the blocks of keys it meets (`blocks.py`) are listed, and a loop whose
+length is data runs down the list with the online softmax (Milakov & Gimelshein 2018; Dao et al.
+2022, algorithm 1): with running maximum mu, normaliser l and sum a,
 
     mu' = max(mu, max_j s_ij),  c = exp(mu - mu'),  p_j = exp(s_ij - mu') [g_i = g_j],        (1)
     l' = c l + sum_j p_j,       a' = c a + sum_j p_j v_j,     out_i = a / l.
@@ -25,13 +21,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax.lax import dynamic_slice, dynamic_update_slice
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from vdm_jax.kernels import spread
+from vdm_jax.kernels.blocks import NO_KEY, NO_QUERY, fill, meets, worklist
 from vdm_jax.kernels.kernel import HIDDEN, Saved
+from vdm_jax.kernels.platform import platform
 
-LARGEST = jnp.iinfo(jnp.int32).max
-NO_QUERY, NO_KEY = -2, -1  # ids of the slots that fill up the last block; no token has them
 # Measured on CPU (tests/benchmarks/attention.py): 64 skips most and its scores stay in the cache.
 # Elsewhere the cost of a turn of the loop counts, and blocks are larger.
 BLOCKS = {"cpu": 64}
@@ -53,54 +48,19 @@ class Chunked:
         return _backward(self.block, saved, d_out)
 
 
-def attend(
-    q: Float[Array, "b n h d"],
-    k: Float[Array, "b m h d"],
-    v: Float[Array, "b m h d"],
-    q_group: Int[Array, "b n"],
-    kv_group: Int[Array, "b m"],
-    *,
-    block: int | None = None,
-) -> Float[Array, "b n h d"]:
-    """The result of `dense.attend`; `block` tokens a block, by default what suits the platform."""
-    block = block or BLOCKS.get(jax.default_backend(), BLOCK_ELSEWHERE)
-    return spread.attend(Chunked(block), q, k, v, q_group, kv_group)
-
-
-def meets(
-    q_group: Int[Array, "b n"], kv_group: Int[Array, "b m"], block: int
-) -> Bool[Array, "b q k"]:
-    """Which blocks of queries and keys are computed: those whose ranges of ids overlap."""
-    q_low, q_high = _ranges(q_group, block)
-    k_low, k_high = _ranges(kv_group, block)
-    return (q_low[:, :, None] <= k_high[:, None]) & (k_low[:, None] <= q_high[:, :, None])
-
-
-def executed(
-    q_group: Int[Array, "b n"], kv_group: Int[Array, "b m"], block: int
-) -> Int[Array, " b"]:
-    """How many pairs of blocks each row computes, of ceil(n / block) ceil(m / block)."""
-    return meets(q_group, kv_group, block).sum((1, 2))
-
-
-def _ranges(group: Int[Array, "b n"], block: int) -> tuple[Array, Array]:
-    ids = jnp.where(group == 0, LARGEST, group)
-    fill = -ids.shape[1] % block
-    # The slots that fill up the last block belong to no range.
-    low = jnp.pad(ids, ((0, 0), (0, fill)), constant_values=LARGEST)
-    high = jnp.pad(ids, ((0, 0), (0, fill)), constant_values=-1)
-    cut = (ids.shape[0], -1, block)
-    return low.reshape(cut).min(-1), high.reshape(cut).max(-1)
+def kernel() -> Chunked:
+    """In blocks that suit the platform."""
+    return Chunked(BLOCKS.get(platform(), BLOCK_ELSEWHERE))
 
 
 def _forward(block, q, k, v, q_group, kv_group):
     """(out (b n h d), lambda (b h n)) by equation (1)."""
     b, n, h, d = q.shape
-    lists, lengths = _worklist(meets(q_group, kv_group, block))
+    lists, lengths = worklist(meets(q_group, kv_group, block))
     blocks = lists.shape[1]
     scale, dtype = d**-0.5, q.dtype
     q, k, v = (_heads_first(x, block) for x in (q, k, v))
-    q_group, kv_group = _fill(q_group, block, NO_QUERY), _fill(kv_group, block, NO_KEY)
+    q_group, kv_group = fill(q_group, block, NO_QUERY), fill(kv_group, block, NO_KEY)
 
     def one(at):
         row, here = at // blocks, at % blocks
@@ -135,13 +95,13 @@ def _backward(block, saved, d_out):
     q, k, v, q_group, kv_group, out, lse = saved
     b, n, h, d = q.shape
     m, scale, types = k.shape[1], d**-0.5, (q.dtype, k.dtype, v.dtype)
-    lists, lengths = _worklist(meets(q_group, kv_group, block).swapaxes(1, 2))
+    lists, lengths = worklist(meets(q_group, kv_group, block).swapaxes(1, 2))
     blocks = lists.shape[1]
     delta = jnp.einsum("bnhd,bnhd->bhn", d_out, out, preferred_element_type=jnp.float32)
-    fill = ((0, 0), (0, 0), (0, -n % block))
-    delta, lse = jnp.pad(delta, fill), jnp.pad(lse, fill)
+    rest = ((0, 0), (0, 0), (0, -n % block))
+    delta, lse = jnp.pad(delta, rest), jnp.pad(lse, rest)
     q, k, v, d_out = (_heads_first(x, block) for x in (q, k, v, d_out))
-    q_group, kv_group = _fill(q_group, block, NO_QUERY), _fill(kv_group, block, NO_KEY)
+    q_group, kv_group = fill(q_group, block, NO_QUERY), fill(kv_group, block, NO_KEY)
 
     def one(dq, at):
         row, here = at // blocks, at % blocks
@@ -152,17 +112,20 @@ def _backward(block, saved, d_out):
             i, dq, dk, dv = state
             there = lists[row, here, i]
             q_tile, do_tile = _tile(q, row, there, block), _tile(d_out, row, there, block)
+            # Keys by queries: two of the three products then read their matrix along its rows. For
+            # the third it is turned first, behind a barrier, or the compiler undoes that: a CPU
+            # multiplies rows by columns faster than columns by columns.
             lse_tile, delta_tile = (
-                dynamic_slice(x, (row, 0, there * block), (1, h, block))[0, ..., None]
+                dynamic_slice(x, (row, 0, there * block), (1, h, block))[0, :, None]
                 for x in (lse, delta)
             )
-            visible = _ids(q_group, row, there, block)[:, None] == k_ids
-            scores = jnp.where(visible, _scores(q_tile, k_tile) * scale, HIDDEN)
-            p = jnp.where(visible, jnp.exp(scores - lse_tile), 0)
-            ds = p * (_scores(do_tile, v_tile) - delta_tile)
-            dv = dv + _product("hqk,hqd->hkd", p, do_tile)
-            dk = dk + _product("hqk,hqd->hkd", ds, q_tile)
-            new = _tile(dq, row, there, block) + _product("hqk,hkd->hqd", ds, k_tile)
+            visible = k_ids[:, None] == _ids(q_group, row, there, block)
+            p = jnp.where(visible, jnp.exp(_scores(k_tile, q_tile) * scale - lse_tile), 0)
+            ds = p * (_scores(v_tile, do_tile) - delta_tile)
+            dv = dv + _product("hkq,hqd->hkd", p, do_tile)
+            dk = dk + _product("hkq,hqd->hkd", ds, q_tile)
+            turned = jax.lax.optimization_barrier(ds.swapaxes(1, 2))
+            new = _tile(dq, row, there, block) + _product("hqk,hkd->hqd", turned, k_tile)
             dq = dynamic_update_slice(dq, new[None], (row, 0, there * block, 0))
             return i + 1, dq, dk, dv
 
@@ -176,15 +139,6 @@ def _backward(block, saved, d_out):
     dk, dv = _heads_last(dk, b)[:, :m] * scale, _heads_last(dv, b)[:, :m]
     dq, dk, dv = (x.astype(dtype) for x, dtype in zip((dq, dk, dv), types, strict=True))
     return dq, dk, dv
-
-
-def _worklist(met: Bool[Array, "b q k"]) -> tuple[Int[Array, "b q k"], Int[Array, "b q"]]:
-    """For each block the blocks it meets, in order and first, and how many they are."""
-    return jnp.argsort(~met, axis=-1, stable=True), met.sum(-1)
-
-
-def _fill(group: Int[Array, "b n"], block: int, value: int) -> Int[Array, "b n"]:
-    return jnp.pad(group, ((0, 0), (0, -group.shape[1] % block)), constant_values=value)
 
 
 def _heads_first(x: Float[Array, "b n h d"], block: int) -> Float[Array, "b h n d"]:

@@ -16,6 +16,7 @@ import functools
 from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
@@ -45,6 +46,16 @@ class Kernel(Protocol):
         self, saved: Saved, d_out: Float[Array, "b n h d"]
     ) -> tuple[Float[Array, "b n h d"], Float[Array, "b m h d"], Float[Array, "b m h d"]]:
         """Gradients of q, k and v, in their dtypes."""
+
+
+def merge(
+    one: tuple[Float[Array, "b n h d"], Float[Array, "b h n"]],
+    other: tuple[Float[Array, "b n h d"], Float[Array, "b h n"]],
+) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n"]]:
+    """(out, lambda) over two disjoint sets of keys -> over both, by equation (1); `out` in fp32."""
+    lse = jnp.logaddexp(one[1], other[1])
+    weighted = (jnp.exp(part - lse).swapaxes(1, 2)[..., None] * out for out, part in (one, other))
+    return sum(weighted, start=jnp.float32(0)), lse
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -85,7 +85,9 @@ class CrossAttention(nn.Module):
         )
         q, k = normalise(q, k, self.qk_norm)
         report_max_logit(self, q, k, q_group, kv_group)
-        out = attend(q, k, v, q_group=q_group, kv_group=kv_group, backend=self.backend)
+        out = attend(
+            q, k, v, q_group=q_group, kv_group=kv_group, kv_axis=TEXT, backend=self.backend
+        )
         return merge(out, width, self.dtype, init=ZERO)
 
 

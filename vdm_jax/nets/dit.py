@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.axes import EMBED, LAYER, PATCH, ROW, TOKEN
@@ -36,12 +37,19 @@ from vdm_jax.nets.registers import Registers, remove
 from vdm_jax.types import Count, Natural, PerExample, Positive
 
 SAVE = jax.checkpoint_policies
-# What the backward pass finds saved of a block; the rest it computes again.
+# What the backward pass finds saved of a block; the rest it computes again. `offload` keeps it, the
+# block's own input too, in the host's memory, where long rows fit that the device's cannot hold.
 REMAT = {
     "none": SAVE.everything_saveable,
     "full": SAVE.nothing_saveable,
     "dots": SAVE.dots_with_no_batch_dims_saveable,
     "attention": SAVE.save_only_these_names("attention"),
+    "offload": SAVE.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["block", "attention"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -81,6 +89,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], around: Around) -> Float[Array, "b n d"]:
         width = x.shape[-1]
+        x = checkpoint_name(x, "block")
         groups, batch = around.groups[self.place], around.batch
         first, second = jnp.split(self.modulation.block(around.shared, width), 2, axis=-1)
         attention: dict[str, Any] = dict(

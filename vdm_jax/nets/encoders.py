@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.axes import EMBED, VOCAB
+from vdm_jax.axes import EMBED, ROW, TEXT, VOCAB
 from vdm_jax.config import UserError
 from vdm_jax.kernels import attend
 from vdm_jax.nets.attention import merge, project
@@ -51,7 +51,7 @@ class TextEmbedding(nn.Module):
             raise UserError(f"width {self.width} does not divide into {self.heads} heads.")
         table = parameter(self, "table", SMALL, (VOCAB, EMBED), (self.vocab, self.width))
         place = parameter(self, "place", SMALL, (None, EMBED), (self.max_length, self.width))
-        x = (table[ids] + place[:length]).astype(self.dtype)
+        x = by_lines((table[ids] + place[:length]).astype(self.dtype))
         for index in range(self.depth):
             x = TextBlock(self.heads, self.dtype, name=f"block_{index}")(x, mask)
         return jnp.where(mask[..., None], LayerNorm(affine=True, name="norm")(x), 0)
@@ -67,8 +67,18 @@ class TextBlock(nn.Module):
     def __call__(self, x: Float[Array, "m l d"], mask: Bool[Array, "m l"]) -> Float[Array, "m l d"]:
         width = x.shape[-1]
         inner = LayerNorm(affine=True, name="attention_norm")(x)
-        q, k, v = (project(inner, n, self.heads, self.dtype) for n in ("query", "key", "value"))
+        q, k, v = (
+            project(inner, name, self.heads, self.dtype, axes=(TEXT, EMBED))
+            for name in ("query", "key", "value")
+        )
         group = mask.astype(jnp.int32)
-        x = x + merge(attend(q, k, v, q_group=group, kv_group=group), width, self.dtype)
+        out = attend(q, k, v, q_group=group, kv_group=group, q_axis=TEXT, kv_axis=TEXT)
+        x = x + merge(out, width, self.dtype)
         inner = LayerNorm(affine=True, name="mlp_norm")(x)
-        return x + Mlp(hidden=4 * width, dtype=self.dtype, name="mlp")(inner)
+        return by_lines(x + Mlp(hidden=4 * width, dtype=self.dtype, name="mlp")(inner))
+
+
+def by_lines(x: Float[Array, "m l d"]) -> Float[Array, "m l d"]:
+    """Lines over the devices of their rows: left to itself the compiler may divide the features
+    and keep every line of the global batch on every device."""
+    return nn.with_logical_constraint(x, (ROW, TEXT, EMBED))

@@ -15,6 +15,7 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
 from vdm_jax.axes import EMBED, MLP, ROW, TOKEN
+from vdm_jax.nets.gathered import product
 from vdm_jax.types import Count, Positive
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -25,6 +26,28 @@ ONE = nn.initializers.ones_init()
 AxisNames = tuple[str | None, str | None]  # of a kernel: in, out
 
 
+class Dense(nn.Module):
+    """x W + b, the product in `dtype`; parameters are fp32, `axes` the logical axes of W."""
+
+    features: int
+    axes: AxisNames
+    dtype: str = "float32"
+    kernel_init: Initializer = XAVIER
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ... c"]) -> Float[Array, "b ... d"]:
+        kernel = parameter(
+            self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features)
+        )
+        out = product(x.astype(self.dtype), kernel.astype(self.dtype), self.axes)
+        if not self.bias:
+            return out
+        return out + parameter(self, "bias", ZERO, self.axes[1:], (self.features,)).astype(
+            out.dtype
+        )
+
+
 def dense(
     features: int,
     axes: AxisNames,
@@ -33,17 +56,9 @@ def dense(
     dtype: str = "float32",
     init: Initializer = XAVIER,
     bias: bool = True,
-) -> nn.Dense:
+) -> Dense:
     """A linear layer whose kernel (in, out) has the logical axes `axes`; the bias starts at 0."""
-    return nn.Dense(
-        features,
-        use_bias=bias,
-        dtype=jnp.dtype(dtype),
-        param_dtype=jnp.float32,
-        kernel_init=nn.with_logical_partitioning(init, axes),
-        bias_init=nn.with_logical_partitioning(ZERO, axes[1:]),
-        name=name,
-    )
+    return Dense(features=features, axes=axes, dtype=dtype, kernel_init=init, bias=bias, name=name)
 
 
 def parameter(

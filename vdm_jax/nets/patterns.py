@@ -8,7 +8,9 @@
 Ids are segment * stride + 1 + local, with 0 for padding and local = -1 for registers (which form a
 group of their own wherever the pattern is not full); `stride` is larger than any local id of the
 row. Where ids do not rise along the row, `order` sorts the tokens so that they do: kernels then
-skip what cannot meet.
+skip what cannot meet. On a mesh that divides the tokens of a row (`seq`) sorting costs a gather:
+each of its devices gets the whole row of activations, n D numbers, before such a block's attention,
+and again after it; patterns whose ids rise already, full and spatial, send nothing for it.
 
 A temporal block on a one-frame example is the identity (`on_single="skip"`): images are a data mode
 and their temporal parts must not act. `"attend"` lets the block act, where a checkpoint was

@@ -9,15 +9,22 @@ from __future__ import annotations
 import collections
 import json
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
+
+from vdm_jax.config import UserError
 
 T = TypeVar("T")
 
 
-class HostError(RuntimeError):
+class HostError(UserError):
     """Another process failed, or did not answer in time; the message names it."""
+
+    CODE: ClassVar[int] = 77
+
+    def __init__(self, message: str, code: int = CODE):
+        super().__init__(message, code)
 
 
 class Hosts:
@@ -45,8 +52,8 @@ class Hosts:
         Nobody returns before everybody has finished.
 
         Raises:
-          HostError: another process failed or was silent for `timeout_s`. What fails here is
-            told to the others and raised as it is.
+          HostError: another process failed (with its exit code, where it has one) or was silent
+            for `timeout_s`. What fails here is told to the others and raised as it is.
         """
         if self.count == 1:
             return [work()]
@@ -56,7 +63,10 @@ class Hosts:
         try:
             said = json.dumps({"value": work()})
         except Exception as error:
-            failure, said = error, json.dumps({"error": f"{type(error).__name__}: {error}"[:500]})
+            code = getattr(error, "code", None)
+            words: dict[str, Any] = {"error": f"{type(error).__name__}: {error}"[:500]}
+            words["code"] = code if isinstance(code, int) else None
+            failure, said = error, json.dumps(words)
         client = _client()
         client.key_value_set(f"{key}/{self.index}", said)
         if failure is not None:
@@ -73,7 +83,8 @@ class Hosts:
             ) from error
         found = json.loads(answer)
         if "error" in found:
-            raise HostError(f"process {process} failed: {found['error']}")
+            code = found["code"] if isinstance(found["code"], int) else HostError.CODE
+            raise HostError(f"process {process} failed: {found['error']}", code)
         return found["value"]
 
 

@@ -67,8 +67,10 @@ def sizes_of(shape: Mapping[str, int], devices: int) -> tuple[int, ...]:
         sizes[sizes.index(-1)] = devices // known
     if math.prod(sizes) != devices:
         asked = ", ".join(f"{name}={size}" for name, size in zip(AXES, sizes, strict=True))
+        legal = ", ".join(str(n) for n in range(1, devices + 1) if devices % n == 0)
         raise UserError(
             f"mesh ({asked}) does not fit {devices} device{'s' * (devices > 1)}: the product "
-            "must be their number; set one axis to -1 to take the rest."
+            f"must be their number, so each size is one of {legal}; set one axis to -1 to take "
+            "the rest."
         )
     return tuple(sizes)

@@ -18,8 +18,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vdm_jax.config import UserError
@@ -74,6 +76,44 @@ def unbox(tree: PyTree) -> PyTree:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Of arrays (microbatches, rows, ...): rows over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(None, ("data", "fsdp")))
+
+
+def row_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
+    """(which share of a step's rows a process feeds, of how many): one share for each set of
+    devices along `data` and `fsdp` that a process has. Where a row is divided, along `seq` or
+    `tensor`, over several processes, they feed the same.
+
+    Args:
+      process: this one by default.
+
+    Raises:
+      UserError: processes share some of their rows' devices, but not all.
+    """
+    process = jax.process_index() if process is None else process
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    held: dict[int, set[int]] = {}
+    for row, devices in enumerate(mesh.devices.reshape(rows, -1)):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(row)
+    shares = sorted({tuple(sorted(mine)) for mine in held.values()})
+    if sum(map(len, shares)) != rows:
+        sizes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        raise UserError(
+            f"mesh ({sizes}) divides rows unevenly over {len(held)} processes; let data x fsdp be "
+            "a multiple of their number, or a divisor of it."
+        )
+    return shares.index(tuple(sorted(held[process]))), len(shares)
+
+
+def whole(tree: PyTree) -> PyTree:
+    """The tree with every array whole on every process; all processes must call it."""
+
+    def read(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jnp.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return leaf
+
+    return jax.tree.map(read, tree)
 
 
 def abstract(boxed: PyTree, mesh: Mesh, rules: Rules) -> PyTree:

@@ -60,8 +60,9 @@ def to_carrier(
         noise = batch.white(batch.keys(seed, "posterior"))
         batch = batch.replace(x=batch.x + jnp.exp(logvar / 2) * noise)
     text = Text(
-        ids=arrays["text"], segment=arrays["text_segment"], position=arrays["text_position"]
-    )
+        ids=arrays["text"], segment=arrays["text_segment"], position=arrays["text_position"],
+        features=arrays.get("text_features"),
+    )  # fmt: skip
     return batch, {"text": text, "fps": arrays["fps"]}
 
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.text import Tokenizer
+from vdm_jax.parallel.place import whole
 from vdm_jax.pipeline import Pipeline, Request, capacity_of
 from vdm_jax.train.feed import to_carrier
 from vdm_jax.train.log import Writer
@@ -61,8 +61,9 @@ class Validation:
             writer.scalars(step, self.measure(state.ema[str(self.run.ema[0])]))
 
     def measure(self, params: Any) -> dict[str, float]:
-        first = {name: jnp.asarray(leaf[0]) for name, leaf in self.arrays.items()}
-        found = np.stack([np.asarray(self.errors(params, first, t)) for t in NOISE_BINS])
+        first = {name: leaf[0] for name, leaf in self.arrays.items()}
+        errors = [whole(self.errors(params, first, t)) for t in NOISE_BINS]
+        found = np.stack([np.asarray(one) for one in errors])
         valid = np.asarray(first["valid"])
         tokens = np.prod(np.asarray(first["grid"]), axis=-1)
         sizes = np.where(np.asarray(first["fps"]) > 0, size_class(tokens), 0)
@@ -105,6 +106,5 @@ class Samples:
         ]
         made = pipeline(requests)
         videos = {requests[i].prompt: video for i, video in made if video is not None}
-        if jax.process_index() == 0:
-            writer.videos(step, videos)
+        writer.videos(step, videos)
         return videos

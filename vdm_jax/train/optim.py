@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 from optax import contrib
 
 from vdm_jax.config import UserError
@@ -86,17 +87,48 @@ class Muon:
     rms: Positive = 0.2
 
     def transform(self, factor):
-        def matrices(params):
-            numbers = contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-            return jax.tree.map(lambda _: numbers, params)
+        def scale(updates):
+            # Liu et al. 2025, equation 4: an orthogonal (m, n) matrix has RMS 1 / sqrt(max(m, n)).
+            return jax.tree.map(lambda u: u * self.rms * max(u.shape[-2:]) ** 0.5, updates)
 
-        return contrib.muon(
-            lambda count: self.learning_rate * factor(count),
-            beta=self.momentum,
-            weight_decay=self.weight_decay,
-            muon_weight_dimension_numbers=matrices,
-            consistent_rms=self.rms,
+        return optax.chain(
+            nesterov(self.momentum),
+            optax.stateless(lambda updates, _: scale(jax.tree.map(orthogonal, updates))),
+            optax.add_decayed_weights(self.weight_decay),
+            optax.scale_by_learning_rate(lambda count: self.learning_rate * factor(count)),
         )
+
+
+def nesterov(decay: float) -> optax.GradientTransformation:
+    """Nesterov's momentum, every moment without its bias (as `optax.contrib.muon` has it)."""
+
+    def init(params):
+        return optax.EmaState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates, state, params=None):
+        del params
+        moment = optax.tree.update_moment(updates, state.ema, decay, 1)
+        count = state.count + 1
+        ahead = optax.tree.bias_correction(moment, decay, count + 1)
+        here = optax.tree.bias_correction(updates, decay, count)
+        led = jax.tree.map(lambda m, g: decay * m + (1 - decay) * g, ahead, here)
+        return led, optax.EmaState(count, moment)
+
+    return optax.GradientTransformation(init, update)
+
+
+def orthogonal(matrices: Array) -> Array:
+    """Newton-Schulz iteration on the last two axes, one matrix after another: divided over devices
+    a matrix is gathered for it, and all layers at once would fill a chip's memory."""
+    newton_schulz = contrib.scale_by_muon(beta=0.0, nesterov=False)
+
+    def one(matrix: Array) -> Array:
+        return newton_schulz.update(matrix, newton_schulz.init(matrix))[0]
+
+    if matrices.ndim == 2:
+        return one(matrices)
+    flat = matrices.reshape(-1, *matrices.shape[-2:])
+    return jax.lax.map(one, flat).reshape(matrices.shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

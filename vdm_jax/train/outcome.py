@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from vdm_jax.train.log import read_lines
-from vdm_jax.train.meter import Meter
+from vdm_jax.train.meter import CompileCounter, Meter
 from vdm_jax.train.reconstruct import Reconstruction
 from vdm_jax.train.state import TrainState
 
@@ -26,7 +26,7 @@ def write(
     folder: Path,
     state: TrainState,
     meter: Meter,
-    programs: Mapping[str, int],
+    compiled: CompileCounter,
     samples: Mapping[str, np.ndarray],
     reconstructions: Sequence[Reconstruction] = (),
     credit: str = "",
@@ -42,7 +42,8 @@ def write(
             "step": int(state.step),
             "updates": int(state.guard.updates),
             "skipped": int(state.guard.skipped),
-            "compiled_programs": programs.get(STEP_PROGRAM, 0),
+            "compiled_programs": compiled.programs.get(STEP_PROGRAM, 0),
+            "found_compiled": compiled.found,
             "first_loss": mean_of([loss for _, loss in losses[:tenth]]),
             "last_loss": mean_of([loss for _, loss in losses[-tenth:]]),
         }

@@ -41,21 +41,27 @@ class Program:
     jitted_step: Any  # (state, arrays) -> (state, metrics), of jax.jit
 
     def init(self) -> TrainState:
-        with self._ambient():
+        with self.ambient():
             return self.jitted_init()
 
     def step(self, state: TrainState, arrays: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
         """One update; `state` is donated."""
-        with self._ambient():
+        with self.ambient():
             return self.jitted_step(state, arrays)
 
     def lower(self, state: TrainState, arrays: Mapping[str, Any]) -> jax.stages.Lowered:
         """The step before the compiler, for concrete or abstract arguments."""
-        with self._ambient():
+        with self.ambient():
             return self.jitted_step.lower(state, arrays)
 
+    def trace(self, state: TrainState, arrays: Mapping[str, Any]) -> jax.stages.Traced:
+        """The step before it is lowered, for whatever platform."""
+        with self.ambient():
+            return self.jitted_step.trace(state, arrays)
+
     @contextlib.contextmanager
-    def _ambient(self) -> Iterator[None]:
+    def ambient(self) -> Iterator[None]:
+        """Mesh and rules, for whatever is traced inside."""
         # Under `with mesh:` Flax would silently ignore every constraint.
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(self.rules):
             yield
@@ -74,6 +80,19 @@ def initialise(run: Run) -> TrainState:
     key = jax.random.fold_in(jax.random.key(run.seed), np.uint32(0x1417))
     params = run.stage.denoiser.init(key, batch, at, raw, method="start")
     return states.create({"params": params["params"]}, run.optimizer.transform(), run.ema)
+
+
+def condition_features(run: Run, params: Any) -> dict[str, int]:
+    """Features of a token of each condition's token set; traced, never run."""
+    arrays = jax.tree.map(jnp.asarray, run.blank_arrays(1))
+    batch, raw = to_carrier(arrays, run.stage.codec, run.stage.patch)
+    denoiser = run.stage.denoiser
+
+    def condition(params: Any) -> Any:
+        return denoiser.apply(params, raw, batch, {}, method="condition")
+
+    cond = jax.eval_shape(condition, params)
+    return {name: tokens.x.shape[-1] for name, tokens in cond.tokens.items()}
 
 
 def parameter_count(tree: Any) -> int:

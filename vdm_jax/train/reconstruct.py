@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.batch import unpack
+from vdm_jax.parallel.place import whole
 from vdm_jax.train.feed import to_carrier
 from vdm_jax.train.run import Run
 
@@ -39,7 +40,7 @@ def reconstruct(
 ) -> list[Reconstruction]:
     """The first `most` clips of a packed batch (leaves (microbatches, rows, ...)); images are left
     out where there are films. The noise is fixed by the clip."""
-    first = {name: jnp.asarray(leaf[0]) for name, leaf in arrays.items()}
+    first = {name: leaf[0] for name, leaf in arrays.items()}
 
     @jax.jit
     def look(params, arrays, t):
@@ -58,7 +59,7 @@ def reconstruct(
         weights = codec.weights()
         return [np.asarray(codec.decode(weights, video)) for video in unpack(batch.replace(x=x))]
 
-    looks = [look(params, first, t) for t in times]
+    looks = [whole(look(params, first, t)) for t in times]
     batch = looks[0][0]
     clips = videos(batch, batch.x)
     tried = [(videos(batch, noised), videos(batch, estimate)) for _, noised, estimate in looks]

@@ -12,10 +12,14 @@ from data_pipeline import rows
 from data_pipeline.blocks import PIXELS
 from data_pipeline.latents import AGAIN
 from data_pipeline.loaders import PackedVideo
+from data_pipeline.texts import stale
+from vdm_jax.axes import HEADS, TOKEN
 from vdm_jax.config import UserError
 from vdm_jax.features import encoder_hash
+from vdm_jax.kernels import ulysses
 from vdm_jax.objectives.denoise import Objective
 from vdm_jax.parallel.mesh import sizes_of
+from vdm_jax.parallel.rules import TABLES, mesh_axes
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import Optimizer
 from vdm_jax.types import Count, Natural
@@ -73,10 +77,10 @@ class Run:
         """Everything wrong with this run on so many devices, one sentence each."""
         found = self.stage.problems()
         try:
-            data, fsdp, seq, _ = sizes_of(self.mesh, devices)
+            data, fsdp, seq, tensor = sizes_of(self.mesh, devices)
         except UserError as error:
             found.append(str(error))
-            data = fsdp = seq = 1
+            data = fsdp = seq = tensor = 1
         found += self.data.problems(devices=data * fsdp, microbatches=self.microbatches)
         if self.data.tokens % seq:
             found.append(
@@ -88,9 +92,11 @@ class Run:
                 f"data.layout has rows that mesh axis seq of {seq} devices does not divide; set "
                 f"its multiple to {seq}."
             )
+        found += self._heads_problems(seq=seq, tensor=tensor)
         if tuple(self.data.patch) != tuple(self.stage.patch):
             found.append(f"data.patch is {self.data.patch}, stage.patch is {self.stage.patch}.")
-        found += self._codec_problems() if not found else []
+        found += self.codec_problems() if not found else []
+        found += self._text_problems() if not found else []
         found += self._vocabulary_problems() if not found else []
         found += [
             f"ema rate {rate} must be between 0 and 1." for rate in self.ema if not 0 <= rate < 1
@@ -106,7 +112,25 @@ class Run:
             found += [f"prompts[{index}]: {line}" for line in size_problems(self.stage, size)]
         return found
 
-    def _codec_problems(self) -> list[str]:
+    def _heads_problems(self, *, tensor: int, seq: int) -> list[str]:
+        """Whether the backbone's heads divide over the devices that the rules give them."""
+        backbone, rules = self.stage.denoiser.backbone, TABLES.get(self.rules, {})
+        heads = getattr(backbone, "heads", None)
+        if not isinstance(heads, int):
+            return []
+        if mesh_axes(rules.get(HEADS)) and heads % tensor:
+            legal = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+            return [
+                f"stage.denoiser.backbone.heads is {heads}, which mesh axis tensor of {tensor} "
+                f"devices does not divide; set mesh.tensor to one of {legal}, or change the heads."
+            ]
+        if getattr(backbone, "backend", None) != "ulysses":
+            return []
+        tensor = tensor if mesh_axes(rules.get(HEADS)) else 1
+        refusal = ulysses.refusal(heads, tensor, seq if mesh_axes(rules.get(TOKEN)) else 1)
+        return [f"stage.denoiser.backbone.backend: {refusal}"] if refusal else []
+
+    def codec_problems(self) -> list[str]:
         """Whether the data are what the stage's codec makes, or pixels that it can be run on."""
         codec, latents = self.stage.codec, self.data.latents
         if latents is None:
@@ -126,6 +150,23 @@ class Run:
             ]
         return []
 
+    def _text_problems(self) -> list[str]:
+        """Whether the captions' features are what the stage's frozen encoder makes."""
+        encoder, texts = self.stage.text, self.data.texts
+        if encoder is None:
+            return []
+        where = self.data.manifests[0].folder
+        if texts is None:
+            return [
+                f"stage.text is a frozen encoder, but '{where}' has no text features; encode them "
+                f"first: {AGAIN}"
+            ]
+        if texts.width != encoder.width:
+            return [f"the text features in '{where}' have a width of {texts.width}, stage.text has "
+                    f"{encoder.width}."]  # fmt: skip
+        same = texts.key.encoder == encoder_hash(encoder)
+        return [] if same else [stale(where, ["encoder"])]
+
     def _vocabulary_problems(self) -> list[str]:
         size = self.data.tokenizer.size
         encoders = [getattr(s.embed, "encoder", None) for s in self.stage.denoiser.signals]
@@ -138,7 +179,9 @@ class Run:
 
     def blank_arrays(self, count: int) -> dict[str, np.ndarray]:
         """`count` rows of padding alone, in the shapes and dtypes of the loader."""
-        blank = rows.blank(self.data.capacity)
+        # Of the stage's own width, so that a model has its shapes before its data are encoded.
+        width = self.stage.text.width if self.stage.text else self.data.capacity.text_width
+        blank = rows.blank(dataclasses.replace(self.data.capacity, text_width=width))
         return {name: np.stack([leaf] * count) for name, leaf in blank.items()}
 
 

@@ -19,17 +19,26 @@ from rich.console import Console
 
 from data_pipeline.text import Tokenizer
 from vdm_jax.config import UserError, build, from_json, problems, refuse, to_json
-from vdm_jax.train import lineage, log, outcome
+from vdm_jax.parallel.chips import peak_flops
+from vdm_jax.parallel.hosts import Hosts
+from vdm_jax.parallel.place import row_share
+from vdm_jax.train import alike, lineage, log, outcome
 from vdm_jax.train.checkpoint import Checkpoints
 from vdm_jax.train.feed import to_device
 from vdm_jax.train.loop import Loop, Position
 from vdm_jax.train.meter import CompileCounter, Meter
 from vdm_jax.train.observe import Many, Samples, Validation
 from vdm_jax.train.profile import Profile
-from vdm_jax.train.program import Program, make_program, parameter_count
+from vdm_jax.train.program import (
+    Program,
+    condition_features,
+    make_program,
+    parameter_count,
+)
 from vdm_jax.train.reconstruct import Reconstruction, reconstruct
 from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
+from vdm_jax.train.work import Work
 
 TIMED_STEPS = 20
 Changes = Mapping[str, tuple[Any, Any]]
@@ -45,7 +54,10 @@ class Start:
     fork: str | None = None
     minutes: float | None = None
     profile: str | None = None
-    console: Console = dataclasses.field(default_factory=lambda: Console(stderr=True))
+    console: Console = dataclasses.field(
+        default_factory=lambda: Console(stderr=True, quiet=jax.process_index() != 0)
+    )
+    hosts: Hosts = dataclasses.field(default_factory=lambda: Hosts("start"))
 
     @property
     def folder(self) -> Path:
@@ -57,9 +69,12 @@ class Start:
         config, changed = self._settle(config)
         self._check_origin()
         run = check(config)
+        self._check_hosts(config, run)
         program = make_program(run)
+        row_share(program.mesh)  # a mesh that processes cannot feed is said before it compiles
         if self.minutes and not self._resumes:
-            config.steps = steps_for(self.minutes, run, program)
+            found = steps_for(self.minutes, run, program)
+            config.steps = self.hosts.agree("steps", lambda: found)[0]
             run = check(config)
             program = make_program(run)
         with (
@@ -68,7 +83,7 @@ class Start:
             contextlib.closing(log.only_first(lambda: writers(run, self.folder))) as writer,
         ):
             state, position, origin = self._state(run, program, checkpoints)
-            self._write_config(config, run)
+            self.hosts.agree("config", lambda: self._write_config(config, run))
             restored = int(state.step)
             count = parameter_count(state.params)
             writer.text(
@@ -83,17 +98,22 @@ class Start:
             loop = Loop(
                 run=run, program=program, checkpoints=checkpoints, writer=writer,
                 observers=observers(run, self.folder), profile=profile,
-                meter=Meter(console=self.console),
+                meter=meter_of(run, program, self.console),
                 meta={"data": run.data.fingerprint(), "origin": origin},
             )  # fmt: skip
             code, state = loop(state, position)
             samples = last_samples(run, state, self.folder, writer) if code == 0 else {}
             rebuilt = last_reconstructions(run, state) if code == 0 else []
-        outcome.write(
-            self.folder, state, loop.meter, compiled.programs, samples, rebuilt, run.credit
-        )
+        outcome.write(self.folder, state, loop.meter, compiled, samples, rebuilt, run.credit)
         self.console.print(f"wrote {self.workdir}/loss.png and {self.workdir}/summary.json")
         return code
+
+    def _check_hosts(self, config: ConfigDict, run: Run) -> None:
+        """Raises: UserError, the processes of this run would not do the same."""
+        if self.hosts.count > 1:
+            mine = alike.particulars(config, run.data.fingerprint(), versions())
+            alike.check(self.hosts, mine)
+            alike.check_shared(self.hosts, self.folder)
 
     @property
     def _resumes(self) -> bool:
@@ -196,6 +216,13 @@ def check(config: ConfigDict) -> Run:
     return run
 
 
+def meter_of(run: Run, program: Program, console: Console) -> Meter:
+    """A meter that knows what the run's examples cost, and what these devices could do."""
+    work = Work.of(run.stage, condition_features(run, program.abstract.params))
+    peak = peak_flops(program.mesh.devices.flat[0].device_kind)
+    return Meter(console=console, work=work, peak=peak, rows=program.row_devices)
+
+
 def writers(run: Run, folder: Path) -> log.Writer:
     found: list[log.Writer] = [
         log.JsonLines(folder / "metrics.jsonl"),
@@ -245,7 +272,10 @@ def steps_for(minutes: float, run: Run, program: Program) -> int:
     resumed run is the same run.
     """
     state = program.init()
-    batches = run.data.batches(devices=program.row_devices, microbatches=run.microbatches)
+    shard, shards = row_share(program.mesh)
+    batches = run.data.batches(
+        shard=shard, shards=shards, devices=program.row_devices, microbatches=run.microbatches
+    )
     spans = []
     for _ in range(TIMED_STEPS + 1):
         start = time.perf_counter()

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from data_pipeline.manifest import SCORES
 from data_pipeline.sources.annotated import Lines, Told, Unread
 from data_pipeline.sources.entry import Said
+from data_pipeline.text import clean, whole
 
 BATCH = 1 << 14  # lines that become Arrow's at once
 WORDS = ("label", "split", "licence")
@@ -54,9 +55,10 @@ def by_file(told: Lines) -> Iterator[Told | Unread]:
 
 def _row(line: Told) -> dict[str, Any]:
     said = line.said
-    found = {name: getattr(line, name) for name in ("file", "cut", "id", "start", "end")}
+    found: dict[str, Any] = {name: whole(getattr(line, name)) for name in ("file", "cut", "id")}
+    found |= {"start": line.start, "end": line.end}
     found |= {"captions": said.captions, "weights": said.weights}
-    found |= {name: getattr(said, name) for name in WORDS}
+    found |= {name: clean(getattr(said, name)) for name in WORDS}
     return found | {name: said.scores.get(name) for name in SCORES}
 
 

@@ -4,7 +4,7 @@ the few that are compared."""
 import numpy as np
 import pytest
 
-from data_pipeline.curation.duplicates import BANDS, Duplicates, pairs
+from data_pipeline.curation.duplicates import LIMIT, Duplicates, pairs
 from data_pipeline.curation.stage import MARK
 from data_pipeline.encode import write_mp4
 from data_pipeline.places import Place
@@ -38,9 +38,9 @@ def test_a_clip_encoded_anew_or_resized_is_the_same(tmp_path):
             printed(tmp_path, video[::2], rate=RATE // 2),
             printed(tmp_path, np.clip(1.1 * video + 5, 0, 255).astype(np.uint8)),
         ):
-            assert apart(print_, again) < BANDS
+            assert apart(print_, again) < LIMIT
         other = printed(tmp_path, pan(0.2, size=(120, 200), seed=seed + 100))
-        assert apart(print_, other) > 4 * BANDS
+        assert apart(print_, other) > 4 * LIMIT
 
 
 def test_flat_pictures_have_no_print():
@@ -56,7 +56,7 @@ def flipped(print_, count, rng):
     return np.packbits(bits)
 
 
-@pytest.mark.parametrize("distance", [0, 5, BANDS - 1])
+@pytest.mark.parametrize("distance", [0, 5, LIMIT - 1])
 def test_no_pair_within_the_distance_is_missed(distance):
     """Against all pairs, with copies that are just within it, just outside, and all alike."""
     rng = np.random.default_rng(distance)
@@ -70,6 +70,17 @@ def test_no_pair_within_the_distance_is_missed(distance):
     want = {(i, j) for i, j in np.argwhere(differ <= distance).tolist() if i < j}
     assert len(want) >= 40
     assert set(pairs(prints, distance)) == want
+
+
+@pytest.mark.parametrize("place", range(32))
+def test_the_most_even_difference_is_found(place):
+    """Two bits in each band, one at `place` in the last: nothing but three bytes is shared."""
+    print_ = np.random.default_rng(place).integers(0, 256, BITS // 8, np.uint8)
+    bits = np.unpackbits(print_).reshape(-1, 32)
+    bits[:, [0, 16]] ^= 1
+    bits[-1, [0, 16]] ^= 1
+    bits[-1, place] ^= 1
+    assert set(pairs(np.stack([print_, np.packbits(bits)]), LIMIT - 1)) == {(0, 1)}
 
 
 def test_of_those_alike_the_first_by_name_is_kept():
@@ -94,9 +105,9 @@ def test_what_is_kept_is_no_repetition_and_what_is_left_out_is_one():
     out = Duplicates().of(names, prints)
     kept = [place for place in range(len(prints)) if place not in out]
     assert 1 < len(kept) < len(prints)
-    assert all(apart(prints[i], prints[j]) >= BANDS for i in kept for j in kept if i < j)
+    assert all(apart(prints[i], prints[j]) >= LIMIT for i in kept for j in kept if i < j)
     assert all(of in kept and of < clip for clip, of in out.items())
-    assert all(apart(prints[clip], prints[of]) < BANDS for clip, of in out.items())
+    assert all(apart(prints[clip], prints[of]) < LIMIT for clip, of in out.items())
 
 
 def test_nothing_and_one_have_no_repetition():

@@ -128,28 +128,57 @@ def test_killed_at_any_moment_it_leaves_nobody_behind_and_goes_on(source, tmp_pa
     assert manifest.read(out).table == manifest.read(tmp_path / "straight").table
 
 
+class TaskError(Exception):
+    """What Ray raises where a task did; of its `cause` it keeps what pickle does."""
+
+    def __init__(self, cause):
+        super().__init__("a long traceback")
+        self.cause = pickle.loads(pickle.dumps(cause))
+
+
 class FakeDataset:
-    """The two functions of Ray Data that are called, on this thread; blocks come as they please."""
+    """The functions of Ray Data that are called, on this thread; blocks come as they please."""
+
+    context = types.SimpleNamespace(raise_original_map_exception=False)
 
     def __init__(self, table):
         self.tables = [table]
 
     def map_batches(self, task, *, batch_size, batch_format, num_cpus):
         assert batch_format == "pyarrow" and num_cpus == 1.0
-        self.tables = [task(one) for table in self.tables for one in batches(table, batch_size)]
+        self.task, self.size = task, batch_size
         return self
 
     def iter_batches(self, *, batch_size, batch_format):
         assert batch_size is None and batch_format == "pyarrow"
-        yield from self.tables[::-1]
+        asked = [one for table in self.tables for one in batches(table, self.size)]
+        try:
+            yield from [self.task(one) for one in asked][::-1]
+        except Exception as error:
+            if not self.context.raise_original_map_exception:
+                raise TaskError(RuntimeError("user code failed")) from None
+            error.args = (f"{error}\nadvice of Ray's own", *error.args[1:])
+            raise TaskError(error) from None
 
 
-def test_a_cluster_finds_what_one_process_finds(source, tmp_path, monkeypatch):
-    fake = types.ModuleType("ray")
-    fake.data = types.ModuleType("ray.data")
-    fake.data.from_arrow = FakeDataset
-    monkeypatch.setitem(sys.modules, "ray", fake)
-    monkeypatch.setitem(sys.modules, "ray.data", fake.data)
+@pytest.fixture
+def ray(monkeypatch):
+    """Ray, as far as it is called."""
+    fake, data, raised = (types.ModuleType(f"ray{part}") for part in ("", ".data", ".exceptions"))
+    fake.data, fake.exceptions = data, raised
+    data.from_arrow, raised.RayTaskError = FakeDataset, TaskError
+    data.DataContext = types.SimpleNamespace(get_current=lambda: FakeDataset.context)
+    for one in (fake, data, raised):
+        monkeypatch.setitem(sys.modules, one.__name__, one)
+
+
+def test_a_model_that_fails_on_a_cluster_ends_the_work(ray, source, tmp_path):
+    with pytest.raises(DataError, match=r"no room on the device\)\.$") as error:
+        curate(str(source), str(tmp_path / "m"), chain("fails"), RayData())
+    assert error.value.code == 3 and not FakeDataset.context.raise_original_map_exception
+
+
+def test_a_cluster_finds_what_one_process_finds(ray, source, tmp_path):
     one = curate(str(source), str(tmp_path / "one"), chain("redness"), RayData(batch=3))
     other = curate(str(source), str(tmp_path / "other"), chain("redness"), Inline())
     assert one | {"manifest": ""} == other | {"manifest": ""}

@@ -1,0 +1,102 @@
+"""The flagship at full size through the TPU's own compiler: it fits, and gradients are scattered.
+
+Needs libtpu and minutes; each topology is one compilation.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.workbench import ROOT
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None,
+        reason="the TPU's compiler is not installed: pip install -r requirements-tpu.txt",
+    ),
+]
+SMALL = 0.1  # norms, biases and tables, which lie whole on every device
+
+# Rows of 32,768 tokens with everything recomputed; microbatches and seq as memory demands.
+MESH = ("--config.mesh.data=8", "--config.mesh.fsdp=16")
+CASES = {
+    "v5e:16x16": (
+        "--config.mesh.data=4",
+        "--config.mesh.fsdp=16",
+        "--config.mesh.seq=4",
+        "--config.rules=fsdp_seq",
+        "--config.microbatches=8",
+    ),
+    "v5p:4x4x8": MESH,
+    "v6e:16x16": ("--config.mesh.data=16", "--config.mesh.fsdp=16", "--config.microbatches=2"),
+    "v7x:4x4x4": MESH,
+}
+SCRIPT = """
+import json, sys
+from vdm_jax.plan import topology
+topology.prepare()
+from vdm_jax.cli import configs
+from vdm_jax.config import build
+from vdm_jax.plan.machine import make_plan
+from vdm_jax.plan.traffic import collectives
+name, *words = sys.argv[1:]
+run = build(configs.load(words))
+plan = make_plan(run, topology.topology(name))
+looped = {}
+for one in collectives(plan.compiled.module):
+    # Over fsdp (16 here), in the loop over layers: not the products of Newton-Schulz.
+    if one.looped and len(one.group) == 16 and "vmap()" not in one.place:
+        looped[one.kind] = looped.get(one.kind, 0) + one.moved
+work = plan.work
+print(json.dumps(plan.json() | {"looped": looped, "blocks": work.blocks, "pairs": work.pairs}))
+"""
+
+
+REFUSED = """
+from vdm_jax.plan import topology
+topology.prepare()
+import re, sys
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+machine = topology.topology(sys.argv[1])
+place = NamedSharding(Mesh(np.array(machine.devices[:1]), ("a",)), PartitionSpec())
+x = jax.ShapeDtypeStruct((2**20, 2**17), "float32", sharding=place)
+try:
+    jax.jit(lambda x: x + 1).trace(x).lower(lowering_platforms=("tpu",)).compile()
+except Exception as error:
+    print(re.search(r"available HBM \\(([\\d.]+)G\\)", str(error))[1], machine.chip.usable / 2**30)
+"""
+
+
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "v7x:2x2x1"])
+def test_a_device_has_what_its_compiler_refuses_beyond(name):
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", REFUSED, name]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    said, ours = map(float, done.stdout.split()[-2:])
+    assert ours == pytest.approx(said, abs=0.01)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_flagship(name):
+    import json
+
+    words = ("--config=experiments/sora.py", "--config.stage.denoiser.backbone.remat=full")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", SCRIPT, name, *words, *CASES[name]]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["fits"] and 0 < found["hbm_bytes"] <= found["hbm_limit_bytes"]
+    # Gradients of the blocks, in bf16: scattered, every layer's; what is summed whole is small.
+    scattered = found["looped"]["reduce-scatter"]
+    assert scattered > 2 * found["parameters"] * 0.7
+    assert found["looped"].get("all-reduce", 0) < SMALL * scattered
+    assert found["blocks"] <= 1.07 and found["pairs"] <= 1.07
+    assert 0 < found["predicted_mfu"] < 1
+    assert found["flops_executed"] > found["flops_useful"]
