@@ -106,13 +106,13 @@ def test_an_example_is_the_same_alone_and_among_others():
 
 
 def test_no_gradient_passes_between_examples():
-    apply, params = prepared(EVERY)
+    network, (_, params) = unet(*EVERY), prepared(EVERY)
     batch, time, cond = rows(((0, 3), (1, 1), (2, 2)))
 
     def out(x):
-        return jnp.sin(apply(params, batch.replace(x=x), time, cond)[0, :3]).sum()
+        return jnp.sin(network.apply(params, batch.replace(x=x), time, cond)[0, :3]).sum()
 
-    slope = np.abs(jax.grad(out)(batch.x)).max((2, 3, 4))[0]
+    slope = np.abs(quick(jax.grad(out))(batch.x)).max((2, 3, 4))[0]
     assert np.all(slope[:3] > 0) and np.all(slope[3:] == 0)
 
 
@@ -137,7 +137,12 @@ def without_time(params):
     }
 
 
-@pytest.mark.parametrize("part", EVERY)
+QUICK = {"attention", "pseudo3d"}
+
+
+@pytest.mark.parametrize(
+    "part", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in EVERY]
+)
 def test_inflation_is_the_identity(part):
     """Law 4: with fresh parts a video model is the image model on each frame; not so trained."""
     apply, params = prepared((part,))
@@ -158,6 +163,7 @@ def merged(fresh, trained):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_part_learns():
     """Two steps down the slope from a fresh start reach every leaf that acts in time."""
     network = unet(*EVERY)
@@ -180,6 +186,7 @@ def test_every_part_learns():
     assert still == []
 
 
+@pytest.mark.slow
 def test_without_positions_the_order_of_frames_is_no_matter():
     given, (batch, time, cond) = rows(((0, 5),), frames=5), rows(((0, 5),), frames=5)
     order = jnp.asarray([3, 0, 4, 1, 2])
@@ -284,6 +291,6 @@ def test_a_place_that_is_none_is_named():
     one = Temporal(part=temporal.Pseudo3d(), at="after_convolution")
     network = UNet3D(image=image(), temporal=(one,), cross=("text",))
     with pytest.raises(
-        UserError, match=r"no place 'after_convolution'\. Did you mean 'after_conv'"
+        UserError, match=r"no place 'after_convolution'\. Did you mean 'after_conv_in'"
     ):
         jax.eval_shape(network.init, jax.random.key(0), *rows(((0, 2),)))

@@ -7,6 +7,11 @@
     modulation.py  how time and condition enter a block: per-block maps, or one map and tables
     registers.py   learnt tokens of each example, put into the packed row and taken out
     dit.py         the diffusion transformer on packed rows
+    clip.py        rows of frames: norms, convolutions in space and in time
+    spatial.py     blocks of an image UNet
+    relative.py    biases by the distance of two frames
+    temporal.py    parts that act in time, and the places where they may stand
+    unet3d.py      the space-time UNet: an image UNet and such parts
     encoders.py    a small text encoder
     cost.py        multiply-adds per example
 
