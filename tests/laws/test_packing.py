@@ -34,6 +34,7 @@ PATTERNS = {
     "temporal_attend": Temporal(on_single="attend"),
     "window": Window(size=(2, 2, 2), shift=(1, 0, 1)),
 }
+SLOW = [pytest.mark.slow]
 MODULATIONS = {"per_block": PerBlock(), "shared": Shared()}
 # Equal lengths, so that each comes alone through one compiled program; an image among them.
 EXAMPLES = [example(0, (3, 2, 2)), example(1, (1, 3, 4)), example(2, (2, 2, 3))]
@@ -152,8 +153,15 @@ def near(a, b, bound=1e-5):
     np.testing.assert_allclose(np.asarray(a) / scale, np.asarray(b) / scale, rtol=0, atol=bound)
 
 
-@pytest.mark.parametrize("backend", sorted(BACKENDS))
-@pytest.mark.parametrize("modulation", sorted(MODULATIONS))
+# One backend that loops and the plain one with every modulation; each is another program.
+EVERY = [
+    pytest.param(m, b, marks=[] if m == "per_block" or b in ("dense", "chunked") else SLOW)
+    for m in sorted(MODULATIONS)
+    for b in sorted(BACKENDS)
+]
+
+
+@pytest.mark.parametrize("modulation, backend", EVERY)
 @pytest.mark.parametrize("pattern", sorted(PATTERNS))
 def test_packed_equals_separate(pattern, modulation, backend):
     parts = separately(pattern, modulation)

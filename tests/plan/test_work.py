@@ -118,6 +118,7 @@ def traced():
     return {remat: step(remat) for remat in REMAT}
 
 
+@pytest.mark.slow
 def test_every_remat_has_its_number_of_forward_passes(traced):
     """By the loops of the kernel in the traced step: one forwards, one backwards."""
     assert set(work.FORWARDS) >= set(REMAT)
@@ -131,6 +132,7 @@ def test_every_remat_has_its_number_of_forward_passes(traced):
         assert count - counts["none"] == layers * (work.FORWARDS[remat] - 1), remat
 
 
+@pytest.mark.slow
 def test_recomputation_is_counted(traced):
     none, dots, full = (products(traced[name][1]) for name in ("none", "dots", "full"))
     run = traced["none"][0]
