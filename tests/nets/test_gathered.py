@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.axes import EMBED, MLP
-from vdm_jax.nets.gathered import product
+from vdm_jax.axes import EMBED, MLP, VOCAB
+from vdm_jax.nets.gathered import lookup, product
 from vdm_jax.nets.layers import Dense
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import table
@@ -58,6 +58,29 @@ def test_gradients_are_scattered():
     for line in text.splitlines():
         if " all-reduce(" in line:
             assert f"[{WIDTH},{HIDDEN}]" not in line and f"[{HIDDEN},{WIDTH}]" not in line
+
+
+@pytest.mark.parametrize("rules", MESHES)
+def test_a_table_is_read_and_its_gradient_added_up_where_the_ids_are(rules):
+    rng = np.random.default_rng(0)
+    ids = jnp.asarray(rng.integers(0, 12, (ROWS, TOKENS)))
+    entries, weight = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((12, WIDTH), (ROWS, TOKENS, WIDTH))
+    )
+
+    def total(entries, ids, weight):
+        return (weight * jnp.sin(lookup(entries, ids, (VOCAB, EMBED)))).sum()
+
+    truth = np.zeros(entries.shape)
+    slopes = np.asarray(weight * jnp.cos(entries[ids]), np.float64)
+    np.add.at(truth, np.asarray(ids), slopes)
+    mesh = make_mesh(MESHES[rules])
+    rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
+    ids, weight = jax.device_put((ids, weight), rows)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(table(rules)):
+        run = jax.jit(jax.grad(total)).lower(entries, ids, weight).compile()
+    np.testing.assert_allclose(run(entries, ids, weight), truth, atol=1e-5)
 
 
 def test_rows_that_do_not_divide_are_left_to_the_compiler():

@@ -17,6 +17,7 @@ from vdm_jax.axes import EMBED, ROW, TEXT, VOCAB
 from vdm_jax.config import UserError
 from vdm_jax.kernels import attend
 from vdm_jax.nets.attention import merge, project
+from vdm_jax.nets.gathered import lookup
 from vdm_jax.nets.layers import SMALL, LayerNorm, Mlp, parameter
 from vdm_jax.types import Count, Natural
 
@@ -51,7 +52,8 @@ class TextEmbedding(nn.Module):
             raise UserError(f"width {self.width} does not divide into {self.heads} heads.")
         table = parameter(self, "table", SMALL, (VOCAB, EMBED), (self.vocab, self.width))
         place = parameter(self, "place", SMALL, (None, EMBED), (self.max_length, self.width))
-        x = by_lines((table[ids] + place[:length]).astype(self.dtype))
+        x = lookup(table, ids, (VOCAB, EMBED))
+        x = by_lines((x + place[:length]).astype(self.dtype))
         for index in range(self.depth):
             x = TextBlock(self.heads, self.dtype, name=f"block_{index}")(x, mask)
         return jnp.where(mask[..., None], LayerNorm(affine=True, name="norm")(x), 0)

@@ -11,31 +11,54 @@ is the other by definition.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vdm_jax.axes import ROW
 from vdm_jax.kernels import linear
 from vdm_jax.kernels.spread import Axes, devices, mesh_axes
 
+Names = tuple[str | None, str | None]  # logical, of a kernel's axes
+
 
 def product(
-    x: Float[Array, "b *rest c"], kernel: Float[Array, "c d"], axes: tuple[str | None, str | None]
+    x: Float[Array, "b *rest c"], kernel: Float[Array, "c d"], axes: Names
 ) -> Float[Array, "b *rest d"]:
     """x times `kernel`, whose logical axes are `axes`; in their dtype."""
-    rows = mesh_axes(ROW)
-    if not rows or x.shape[0] % devices(rows):
+    if not any(_divided(x, kernel, axes)):
         return linear.product(x, kernel)
-    divided = [_over(name, size, rows) for name, size in zip(axes, kernel.shape, strict=True)]
-    if not any(divided):
-        return linear.product(x, kernel)
+    return _by_rows(linear.product, x, kernel, axes)
+
+
+def lookup(
+    table: Float[Array, "v d"], ids: Int[Array, " b *rest"], axes: Names
+) -> Float[Array, "b *rest d"]:
+    """Rows of `table`, whose logical axes are `axes`.
+
+    Each device adds up the gradient of its own ids: left to the compiler, all devices send each
+    other what every id adds, as large as the activations of the whole batch.
+    """
+
+    def read(ids: Array, table: Array) -> Array:
+        return table[ids]
+
+    return _by_rows(read, ids, table, axes) if _rows(ids) else read(ids, table)
+
+
+def _by_rows(
+    function: Callable[[Array, Array], Array], x: Array, kernel: Array, axes: Names
+) -> Array:
+    """`function` of each device's own rows and the whole kernel."""
+    rows, divided = _rows(x), _divided(x, kernel, axes)
 
     def here(x: Array, kernel: Array) -> Array:
         for axis, over in enumerate(divided):
             if over:
                 kernel = jax.lax.all_gather(kernel, over, axis=axis, tiled=True)
-        return linear.product(x, kernel)
+        return function(x, kernel)
 
     return jax.shard_map(
         here,
@@ -44,6 +67,18 @@ def product(
         axis_names=set(rows),
         check_vma=False,
     )(x, kernel)
+
+
+def _rows(x: Array) -> Axes:
+    """Axes of the ambient mesh that divide the rows of x; none if they do not."""
+    rows = mesh_axes(ROW)
+    return rows if x.shape[0] % devices(rows) == 0 else ()
+
+
+def _divided(x: Array, kernel: Array, axes: Names) -> list[Axes]:
+    """For each axis of a kernel, those of the rows' mesh axes that divide it."""
+    rows = _rows(x)
+    return [_over(name, size, rows) for name, size in zip(axes, kernel.shape, strict=True)]
 
 
 def _over(name: str | None, size: int, rows: Axes) -> Axes:
