@@ -6,6 +6,7 @@ never its name.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import errno
 import functools
@@ -122,9 +123,9 @@ class Shown(io.RawIOBase):
     def __init__(self, size: int):
         self._size, self._at = size, 0
 
+    @abc.abstractmethod
     def read_at(self, first: int, count: int) -> bytes:
         """At least one and at most `count` bytes from `first` on, all inside."""
-        raise NotImplementedError
 
     def readable(self) -> bool:
         return True

@@ -27,8 +27,6 @@ from data_pipeline.errors import DataError, printable
 from data_pipeline.parts import FOLDER, Part, Parts
 from data_pipeline.progress import bar
 
-QUANTILES = (0.1, 0.5, 0.9)
-
 
 class Skip(NamedTuple):
     """A clip that is left out."""
