@@ -4,6 +4,7 @@
     positions.py   what a token is told of its place: added to it, or rotating queries and keys
     patterns.py    which tokens attend to which, as group ids of the carrier
     attention.py   self-attention and cross-attention
+    context.py     a condition's token sets, and who attends to them
     modulation.py  how time and condition enter a block: per-block maps, or one map and tables
     registers.py   learnt tokens of each example, put into the packed row and taken out
     dit.py         the diffusion transformer on packed rows

@@ -21,19 +21,11 @@ from jaxtyping import Array, Bool, Float, Int
 from vdm_jax.axes import EMBED
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.config import UserError
+from vdm_jax.nets.context import Context
 from vdm_jax.nets.layers import ONE, XAVIER, ZERO, parameter
 from vdm_jax.types import Count, Positive, Video
 
 Scope = Literal["frame", "clip"]
-
-
-@struct.dataclass
-class Context:
-    """One condition's tokens, and who may see them."""
-
-    x: Float[Array, "b l c"]
-    q_group: Int[Array, "b f"]
-    kv_group: Int[Array, "b l"]
 
 
 @struct.dataclass

@@ -22,16 +22,17 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vdm_jax.axes import EMBED, LAYER, PATCH, ROW, TOKEN
 from vdm_jax.batch import Packed
 from vdm_jax.cond import Cond
 from vdm_jax.config import UserError, suggestion
 from vdm_jax.nets.attention import CrossAttention, SelfAttention
+from vdm_jax.nets.context import Context, contexts
 from vdm_jax.nets.layers import ZERO, Activation, Gelu, LayerNorm, Mlp, TimeEmbedding, dense
 from vdm_jax.nets.modulation import Modulation, PerBlock
-from vdm_jax.nets.patterns import Full, Groups, Pattern, cross_groups
+from vdm_jax.nets.patterns import Full, Groups, Pattern
 from vdm_jax.nets.positions import Position, Sincos
 from vdm_jax.nets.registers import Registers, remove
 from vdm_jax.types import Count, Natural, PerExample, Positive
@@ -51,15 +52,6 @@ REMAT = {
         offload_dst="pinned_host",
     ),
 }
-
-
-@struct.dataclass
-class Context:
-    """One condition's tokens, and who may see them."""
-
-    x: Float[Array, "b l c"]
-    q_group: Int[Array, "b n"]
-    kv_group: Int[Array, "b l"]
 
 
 @struct.dataclass
@@ -189,7 +181,7 @@ class DiT(nn.Module):
             `cross`.
         """
         del train
-        self._check(batch, cond)
+        self._check(batch)
         x = self._embed(batch, cond)
         row, register = batch, None
         if self.registers:
@@ -204,14 +196,14 @@ class DiT(nn.Module):
             shared=self.modulation.shared(c, self.width),
             angles=self._angles(row),
             groups=tuple(pattern.groups(row, register) for pattern in self.patterns),
-            context=self._contexts(row, cond, register),
+            context=contexts(self.cross, row, cond, register),
         )
         x = self._blocks(nn.with_logical_constraint(x, (ROW, TOKEN, EMBED)), around)
         if self.registers:
             x = remove(extended, x)
         return Head(self.features_out, self.modulation, name="head")(x, batch, c)
 
-    def _check(self, batch: Packed, cond: Cond) -> None:
+    def _check(self, batch: Packed) -> None:
         if self.width % self.heads:
             raise UserError(f"width {self.width} does not divide into {self.heads} heads.")
         if not self.patterns or self.depth % len(self.patterns):
@@ -226,11 +218,6 @@ class DiT(nn.Module):
             raise UserError(
                 f"tokens have {batch.x.shape[-1]} features, the network takes "
                 f"{self.patch_features}; patch_features is patch volume times channels."
-            )
-        if set(self.cross) != set(cond.tokens):
-            raise UserError(
-                f"the network attends to token sets {sorted(self.cross)}, the condition has "
-                f"{sorted(cond.tokens)}; `cross` and the signals' slots must name the same."
             )
 
     def _embed(self, batch: Packed, cond: Cond) -> Float[Array, "b n d"]:
@@ -250,15 +237,6 @@ class DiT(nn.Module):
         if len(found) > 1:
             raise UserError(f"{len(found)} of the positions rotate; a head can be turned once.")
         return found[0] if found else None
-
-    def _contexts(self, row: Packed, cond: Cond, register: Array | None) -> dict[str, Context]:
-        contexts = {}
-        for name in self.cross:
-            tokens = cond.tokens[name]
-            x = jnp.where(tokens.segment[..., None] > 0, tokens.x, 0)
-            ids = cross_groups(row, tokens.segment, tokens.frame, register)
-            contexts[name] = Context(x=x, q_group=ids[0], kv_group=ids[1])
-        return contexts
 
     def _blocks(self, x: Float[Array, "b n d"], around: Around) -> Float[Array, "b n d"]:
         block: dict[str, Any] = dict(

@@ -22,10 +22,10 @@ from vdm_jax.axes import CONDITION, EMBED, PATCH
 from vdm_jax.batch import Frames
 from vdm_jax.cond import Cond
 from vdm_jax.config import UserError, suggestion
-from vdm_jax.nets.clip import Clip, Context, Convolution, as_tokens
+from vdm_jax.nets.clip import Clip, Convolution, as_tokens
+from vdm_jax.nets.context import contexts
 from vdm_jax.nets.dit import REMAT
 from vdm_jax.nets.layers import ZERO, TimeEmbedding, dense
-from vdm_jax.nets.patterns import cross_groups
 from vdm_jax.nets.spatial import BY_FRAME, Block, Downsample, Insert, Norm, ResBlock, Upsample
 from vdm_jax.nets.temporal import MIDDLE, Temporal, insert
 from vdm_jax.types import Count, PerExample, Positive, Video
@@ -186,7 +186,7 @@ class UNet3D(nn.Module):
             `cross`.
         """
         del train
-        self._check(cond)
+        self._check()
         image = self.image
         clip = self._clip(batch, time, cond)
         x = batch.x if cond.channels is None else jnp.concatenate([batch.x, cond.channels], axis=-1)
@@ -224,21 +224,10 @@ class UNet3D(nn.Module):
         if cond.vector is not None:
             vector = dense(c.shape[-1], (CONDITION, None), name="vector", dtype=self.dtype)
             c = c + vector(cond.vector).astype(jnp.float32)[:, :, None]
-        context = {}
-        for name, tokens in sorted(cond.tokens.items()):
-            words = jnp.where(tokens.segment[..., None] > 0, tokens.x, 0)
-            context[name] = Context(
-                words, *cross_groups(frames, tokens.segment, tokens.frame, None)
-            )
         moving = batch.spread(batch.examples.grid[..., 0] > 1)[..., 0, 0, 0]
-        return Clip(frames, batch.lookup(c), moving, context)
+        return Clip(frames, batch.lookup(c), moving, contexts(self.cross, frames, cond))
 
-    def _check(self, cond: Cond) -> None:
+    def _check(self) -> None:
         self.image.check()
         if self.remat not in REMAT:
             raise UserError(f"there is no remat '{self.remat}'.{suggestion(self.remat, REMAT)}")
-        if set(self.cross) != set(cond.tokens):
-            raise UserError(
-                f"the network attends to token sets {sorted(self.cross)}, the condition has "
-                f"{sorted(cond.tokens)}; `cross` and the signals' slots must name the same."
-            )
