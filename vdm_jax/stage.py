@@ -39,7 +39,6 @@ class Stage:
     text: TextEncoder | None = None
     link: Link | None = None
     windows: Windows | None = None
-    name: str = "base"
 
     @property
     def whole_frames(self) -> bool:
