@@ -75,7 +75,7 @@ def rows(*layout, frames=6, seed=0, filler=0.0):
 
 def image(**changes):
     block = spatial.Transformer(heads=HEADS, norm=BY_FRAME, cross=("text",))
-    sizes = dict(width=WIDTH, mults=(1,), blocks=1, follow=(block,), middle=block, norm=BY_FRAME)
+    sizes = dict(width=WIDTH, mults=(1,), blocks=1, follow=(None,), middle=block, norm=BY_FRAME)
     return ImageUNet(**sizes | changes)
 
 
