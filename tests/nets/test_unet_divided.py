@@ -97,9 +97,6 @@ def test_every_rule_set_is_tried():
 )
 def test_divided_equals_single(rules):
     found, text, sizes = trained(rules)
-    import os
-
-    os.environ.get("DUMP") and open(f"/tmp/unet-{rules}.txt", "w").write(text)
     for one, other in zip(*map(jax.tree.leaves, (found, single()[0])), strict=True):
         scale = max(1.0, float(jnp.abs(other).max()))
         np.testing.assert_allclose(one / scale, other / scale, atol=2e-5)

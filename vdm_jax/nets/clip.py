@@ -191,11 +191,12 @@ class TimeConvolution(nn.Module):
         shape = (self.size, x.shape[-1], self.features)
         kernel, bias = _weights(self, shape)
         x = x.astype(self.dtype)
-        taps = enumerate(range(-(self.size // 2), self.size // 2 + 1))
-        # By tap and not of all taps at once, whose channels no device would have its share of.
-        return bias + sum(
-            product(moved(x, clip.segment, by), kernel[j], self.axes) for j, by in taps
-        )
+        # Tap by tap: of the channels of all taps in a row no device would have its share.
+        out = bias
+        for tap, weights in enumerate(kernel):
+            seen = moved(x, clip.segment, tap - self.size // 2)
+            out = out + product(seen, weights, self.axes)
+        return out
 
 
 def _weights(
