@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, Protocol
 
 import flax.linen as nn
@@ -25,7 +26,7 @@ from vdm_jax.axes import CONDITION, EMBED, MLP, TEXT, TOKEN
 from vdm_jax.config import UserError
 from vdm_jax.kernels import attend
 from vdm_jax.nets.attention import MultiHead
-from vdm_jax.nets.clip import Clip, Convolution, GroupNorm, Heads, Scope, TimeConvolution
+from vdm_jax.nets.clip import Clip, Convolution, GroupNorm, Heads, Scope
 from vdm_jax.nets.folded import by_frame, within_pictures
 from vdm_jax.nets.layers import XAVIER, ZERO, GeGlu, LayerNorm, Mlp, dense
 from vdm_jax.types import Count, Positive, Video
@@ -68,7 +69,7 @@ class ResBlock(nn.Module):
     time: Literal["add", "scale_shift"] = "add"
     gain: Positive = 1.0
     dtype: str = "float32"
-    convolution: type[Convolution | TimeConvolution] = Convolution
+    convolution: Callable[..., Any] = Convolution
     start: Initializer = ZERO
 
     @nn.compact

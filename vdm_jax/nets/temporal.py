@@ -17,14 +17,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.nn.initializers import Initializer
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from vdm_jax.axes import EMBED
 from vdm_jax.config import UserError, suggestion
@@ -32,11 +34,11 @@ from vdm_jax.kernels import attend
 from vdm_jax.nets.attention import MultiHead
 from vdm_jax.nets.clip import Clip, Heads, TimeConvolution, identity
 from vdm_jax.nets.folded import BY_PLACE, Flat, by_frame, by_place, through_time
-from vdm_jax.nets.layers import XAVIER, ZERO, GeGlu, LayerNorm, Mlp, dense
+from vdm_jax.nets.layers import XAVIER, ZERO, GeGlu, LayerNorm, Mlp, dense, parameter
 from vdm_jax.nets.positions import Position, rotate
 from vdm_jax.nets.relative import Relative
-from vdm_jax.nets.spatial import Norm
-from vdm_jax.types import Count, Natural, Video
+from vdm_jax.nets.spatial import Norm, ResBlock
+from vdm_jax.types import Count, Fraction, Natural, Video
 
 Place = Literal[
     "after_conv_in",
@@ -141,6 +143,41 @@ class Convolutions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Residual:
+    """A residual block whose convolutions are in time; it reads the noise level (Blattmann et al.
+    2023)."""
+
+    size: Count = 3
+    norm: Norm = BY_CLIP
+    init: Literal["zero", "random"] = "zero"
+
+    def __call__(self, x, clip, *, name, dtype):
+        convolution = functools.partial(TimeConvolution, size=self.size)
+        block = ResBlock(
+            x.shape[-1], self.norm, dtype=dtype, convolution=convolution, start=INIT[self.init],
+            name=name,
+        )  # fmt: skip
+        return block(x, clip, lambda place, x, nth=0: x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """a x + (1 - a) part(x): a learnt number says how much of the image model stays (ibid.).
+
+    Attributes:
+      weight: a is the 'sigmoid' of what is learnt, or that number itself held in [0, 1] ('held').
+      start: of a. Held, from 1, it lets nothing but itself learn until it has moved.
+    """
+
+    part: Part
+    weight: Literal["sigmoid", "held"] = "sigmoid"
+    start: Fraction = 0.5
+
+    def __call__(self, x, clip, *, name, dtype):
+        return _Mixed(self, dtype, name=name)(x, clip)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Attention:
     """Each place attends to itself in the frames of its example.
 
@@ -194,6 +231,31 @@ class _Convolutions(nn.Module):
             )
             inner = layer(inner, clip)
         return x + inner
+
+
+class _Mixed(nn.Module):
+    record: Mixed
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Video, clip: Clip) -> Video:
+        """Raises: UserError, an unknown weight, or a start that no sigmoid has."""
+        record, start = self.record, self.record.start
+        if record.weight not in ("sigmoid", "held"):
+            raise UserError(f"a mixture's weight is '{record.weight}'; use 'sigmoid' or 'held'.")
+        sigmoid = record.weight == "sigmoid"
+        if sigmoid and not 0 < start < 1:
+            raise UserError(f"a mixture starts at {start}, which no sigmoid gives; use 'held'.")
+        learnt = math.log(start / (1 - start)) if sigmoid else start
+        a = parameter(self, "weight", nn.initializers.constant(learnt), (None,), (1,))
+        a = jax.nn.sigmoid(a) if sigmoid else held(a)
+        y = record.part(x, clip, name="part", dtype=self.dtype)
+        return (a * x + (1 - a) * y).astype(x.dtype)
+
+
+def held(a: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """a in [0, 1], with the slope of a everywhere: what has left can come back."""
+    return a + jax.lax.stop_gradient(jnp.clip(a, 0, 1) - a)
 
 
 class _Attention(nn.Module):
