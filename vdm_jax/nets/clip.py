@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vdm_jax.axes import EMBED, ROW, TOKEN
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.config import UserError
+from vdm_jax.kernels.convolution import convolve
 from vdm_jax.nets.context import Context
 from vdm_jax.nets.gathered import apply, product
 from vdm_jax.nets.layers import ONE, XAVIER, ZERO, AxisNames, parameter
@@ -154,19 +155,12 @@ class Convolution(nn.Module):
         kernel, bias = _weights(self, (self.size, self.size, x.shape[-1], self.features))
         axes = (None, None, *self.axes)
 
-        def convolve(x: Array, kernel: Array) -> Array:
+        def pictures(x: Array, kernel: Array) -> Array:
             b, f = x.shape[:2]
-            out = jax.lax.conv_general_dilated(
-                x.reshape(b * f, *x.shape[2:]),
-                kernel,
-                (self.stride, self.stride),
-                # Of even sizes 'SAME' pads one side more than networks trained elsewhere do.
-                [(self.size // 2, self.size // 2)] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            out = convolve(x.reshape(b * f, *x.shape[2:]), kernel, self.stride)
             return out.reshape(b, f, *out.shape[1:])
 
-        return apply(convolve, x.astype(self.dtype), kernel, axes, (ROW, TOKEN)) + bias
+        return apply(pictures, x.astype(self.dtype), kernel, axes, (ROW, TOKEN)) + bias
 
 
 class TimeConvolution(nn.Module):
