@@ -228,8 +228,9 @@ def as_frames(batch: Packed) -> Frames:
 
     return Frames(
         x=cast(Array, pictures(batch.x)), segment=batch.segment, position=batch.raster,
-        examples=_scaled(batch.examples, (1, h, w)), mask=pictures(batch.mask), level=batch.level,
-        known=batch.known, given=pictures(batch.given),
+        examples=_of_grid(batch.examples, batch.examples.grid * jnp.array([1, h, w])),
+        mask=pictures(batch.mask), level=batch.level, known=batch.known,
+        given=pictures(batch.given),
     )  # fmt: skip
 
 
@@ -244,14 +245,14 @@ def as_packed(batch: Frames) -> Packed:
     return Packed(
         x=cast(Array, tokens(batch.x)), segment=batch.segment,
         position=jnp.stack([batch.position, zero, zero], axis=-1), raster=batch.position,
-        examples=_scaled(batch.examples, (1, 1 / h, 1 / w)), mask=tokens(batch.mask),
-        level=batch.level, known=batch.known, given=tokens(batch.given), patch=(1, h, w),
+        examples=_of_grid(batch.examples, batch.examples.grid // jnp.array([1, h, w])),
+        mask=tokens(batch.mask), level=batch.level, known=batch.known, given=tokens(batch.given),
+        patch=(1, h, w),
     )  # fmt: skip
 
 
-def _scaled(examples: Examples, by: tuple[float, float, float]) -> Examples:
-    grid = jnp.round(examples.grid * jnp.asarray(by)).astype(examples.grid.dtype)
-    return cast(Any, examples).replace(grid=grid)
+def _of_grid(examples: Examples, grid: Int[Array, "b e 3"]) -> Examples:
+    return cast(Any, examples).replace(grid=grid.astype(examples.grid.dtype))
 
 
 def patchify(video: AnyArray, patch: tuple[int, int, int]) -> AnyArray:

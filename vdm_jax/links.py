@@ -217,6 +217,14 @@ class Link:
         at = 0.0 if self.augment is None else self.augment.at
         return self._told(below, batch, jnp.full(batch.examples.valid.shape, at), seed)
 
+    def give(self, below: Frames, batch: Frames) -> Frames:
+        """The batch with the video below as what is known of it, for `Keep` and `Reconstruct`: of
+        pictures as large, whole frames; of smaller ones, means."""
+        known = self._fetch(below, batch)[1] if self.factor == 1 else None
+        return batch.replace(
+            known=known, given=self._expand(below, batch)[..., : below.x.shape[-1]]
+        )
+
     def reduce(self, batch: Frames) -> Frames:
         """What the stage below would have made: frames left out, pictures averaged."""
         k = self.factor
@@ -249,17 +257,22 @@ class Link:
 
     def _expand(self, below: Frames, batch: Frames) -> Video:
         """The video below at the frames and the size of `batch`; zeros where there is none."""
-        shown = self.select.shown(batch.position, _lengths(batch))
-        mine = (below.segment[:, None] == batch.segment[..., None]) & (batch.segment > 0)[..., None]
-        mine &= below.position[:, None] == shown[..., None]
-        given = mine.any(-1)[..., None, None, None]
-        found = jax.vmap(lambda frames, index: frames[index])(below.x, jnp.argmax(mine, axis=-1))
+        found, given = self._fetch(below, batch)
+        given = given[..., None, None, None]
         shape = (*found.shape[:2], *batch.x.shape[2:4], found.shape[-1])
         video = jnp.where(given, jax.image.resize(found, shape, "bilinear"), 0)
         if not self.select.masked:
             return video
         mask = jnp.broadcast_to(given, (*shape[:-1], 1)).astype(video.dtype)
         return jnp.concatenate([video, mask], axis=-1)
+
+    def _fetch(self, below: Frames, batch: Frames) -> tuple[Video, Bool[Array, "b f"]]:
+        """Of each frame the one below that it is told, and whether there is one."""
+        shown = self.select.shown(batch.position, _lengths(batch))
+        mine = (below.segment[:, None] == batch.segment[..., None]) & (batch.segment > 0)[..., None]
+        mine &= below.position[:, None] == shown[..., None]
+        found = jax.vmap(lambda frames, index: frames[index])(below.x, jnp.argmax(mine, axis=-1))
+        return found, mine.any(-1)
 
 
 def _lengths(batch: Frames) -> Places:

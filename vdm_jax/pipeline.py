@@ -254,7 +254,11 @@ def _generate(stage: Stage, params: Params, arrays: Mapping[str, Any]) -> jax.Ar
     told: Mapping[str, Any] = {}
     if stage.link is not None:
         frames = cast(Frames, batch)
-        told = stage.link.sample(_below(stage, arrays, frames), frames)
+        below = _below(stage, arrays, frames)
+        if stage.told_below:
+            told = stage.link.sample(below, frames)
+        else:
+            batch = stage.link.give(below, frames)
 
     def condition(kind: str, dropped) -> Cond:
         text = Text(

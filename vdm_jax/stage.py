@@ -8,6 +8,8 @@ import math
 from vdm_jax.batch import Frames, Packed, as_frames
 from vdm_jax.codecs import Codec, Pixels
 from vdm_jax.denoiser import Denoiser
+from vdm_jax.diffusion.constraints import Keep
+from vdm_jax.diffusion.guides import Reconstruct
 from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
@@ -26,7 +28,8 @@ class Stage:
         is their size, and a token a frame.
       prior: correlates the noise of frames.
       text: a frozen encoder, whose features `FrozenText` reads.
-      link: what it is told of the video of the stage below; None where it is the first.
+      link: what it is told of the video of the stage below, or, where no signal reads it, held to
+        in sampling (`Keep`, `Reconstruct`); None where it is the first.
       windows: how videos longer than a row are made.
     """
 
@@ -48,6 +51,11 @@ class Stage:
     def carry(self, batch: Packed) -> Frames | Packed:
         """The batch as the backbone reads it."""
         return as_frames(batch) if self.whole_frames else batch
+
+    @property
+    def told_below(self) -> bool:
+        """Whether the network itself is told of the video below."""
+        return any(signal.key == "below" for signal in self.denoiser.signals)
 
     @property
     def unit(self) -> tuple[int, int, int]:
@@ -96,8 +104,12 @@ class Stage:
         found = []
         if not self.whole_frames:
             found.append("stage.link is given, but its backbone reads packed patches; take a UNet.")
-        if "below" not in told:
-            found.append("stage.link is given, but no signal reads 'below'.")
+        rules = (*self.sampler.guides, *self.sampler.constraints)
+        if not self.told_below and not any(isinstance(r, Keep | Reconstruct) for r in rules):
+            found.append(
+                "stage.link is given, but no signal reads 'below', and its sampler has neither "
+                "Keep nor Reconstruct."
+            )
         return found
 
     def _text_problems(self) -> list[str]:

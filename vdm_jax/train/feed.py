@@ -38,7 +38,7 @@ def to_stage(
     """
     packed, raw = to_carrier(arrays, stage.codec, stage.patch, seed)
     batch = stage.carry(packed)
-    if stage.link is not None:
+    if stage.link is not None and stage.told_below:
         raw |= stage.link.train(cast(Frames, batch), seed or 0)
     return batch, raw
 
