@@ -63,7 +63,7 @@ class Pipeline:
         """
         for index, request in enumerate(requests):
             check(self.stage, request, index)
-        if self.stage.link is not None and below is None:
+        if self.stage.told_below and below is None:
             raise UserError(
                 "a stage that is told of the one below it was given no video; name the run of that "
                 "stage before its own, or its videos with --below."
@@ -252,7 +252,7 @@ def _generate(stage: Stage, params: Params, arrays: Mapping[str, Any]) -> jax.Ar
     batch = stage.carry(_blank(stage, arrays))
     denoiser = stage.denoiser
     told: Mapping[str, Any] = {}
-    if stage.link is not None:
+    if stage.link is not None and "below" in arrays:
         frames = cast(Frames, batch)
         below = _below(stage, arrays, frames)
         if stage.told_below:

@@ -180,6 +180,8 @@ class Desk:
                     texts[kind] = self._say(out, row, slot, kind, texts[kind], job.request)
                 frame = self._show(out, row, slot, frame, job)
                 start = stop
+        if not any(job.below is not None for members in rows for job in members):
+            return {name: leaf for name, leaf in out.items() if not name.startswith("below")}
         return out
 
     def _place(self, out, row: int, slot: int, here: slice, job: Job) -> None:
