@@ -252,7 +252,8 @@ def _generate(
             features=arrays.get(f"{kind}_features"),
             **{part: arrays[f"{kind}_{part}"] for part in _TEXT_PARTS},
         )
-        raw = {"text": text, "fps": arrays["fps"]}
+        told = jnp.full_like(arrays["fps"], sampler.guidance or 1)
+        raw = {"text": text, "fps": arrays["fps"], "guidance": told}
         return cast(Cond, denoiser.apply(params, raw, batch, dropped, method="condition"))
 
     hidden = drop_all(denoiser.signals, batch)

@@ -9,7 +9,7 @@ from vdm_jax.denoiser import Denoiser
 from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
-from vdm_jax.signals import FrozenText
+from vdm_jax.signals import GUIDANCE, FrozenText
 from vdm_jax.texts import TextEncoder
 
 
@@ -41,6 +41,10 @@ class Stage:
                 f"stage.denoiser.backbone.patch_features is {given}, but a patch of {self.patch} "
                 f"with {self.codec.channels} channels has {self.patch_features}."
             )
+        told = any(signal.key == GUIDANCE for signal in self.denoiser.signals)
+        if told != (self.sampler.guidance is not None):
+            reads = "a signal reads 'guidance'" if told else "no signal reads 'guidance'"
+            found.append(f"{reads}, but stage.sampler.guidance is {self.sampler.guidance}.")
         return found + self._text_problems()
 
     def _text_problems(self) -> list[str]:

@@ -71,7 +71,7 @@ def test_one_rule_may_be_lenient_among_strict_ones():
     assert float(params["a"][0]) == 1 and not params["b"].any()
 
 
-INFLATED = ("attention", "pseudo3d", "convolutions", "shaw", "t5", "transformer")
+INFLATED = ("attention", "pseudo3d")
 
 
 def test_an_inflated_unet_is_the_image_unet_frame_by_frame():

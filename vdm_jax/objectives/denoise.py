@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.batch import Frames, Packed
-from vdm_jax.diffusion.process import with_known
+from vdm_jax.cond import Cond
+from vdm_jax.denoiser import Denoiser
+from vdm_jax.diffusion.process import Level, with_known
 from vdm_jax.diffusion.times import Times
 from vdm_jax.diffusion.weights import Weight
 from vdm_jax.signals import draw_dropped
@@ -24,7 +26,22 @@ from vdm_jax.stage import Stage
 from vdm_jax.types import Fraction, Metrics, Params
 
 
+class Network(Protocol):
+    """A finished denoiser that is asked and never trained, such as a teacher."""
+
+    @property
+    def denoiser(self) -> Denoiser: ...
+
+    def weights(self) -> Params:
+        """Variables of `denoiser.apply`, on the host."""
+
+
 class Objective(Protocol):
+    @property
+    def frozen(self) -> Mapping[str, Network]:
+        """Networks by name: beside those that are trained, `params` holds each one's weights under
+        its name. They are arguments of the step, spread over the mesh like the model's own."""
+
     def __call__(
         self,
         stage: Stage,
@@ -58,6 +75,10 @@ class Denoise:
     weight: Weight
     power: Fraction = 1.0
 
+    @property
+    def frozen(self):
+        return {}
+
     def __call__(self, stage, params, batch, raw, seed):
         process = stage.process.on(batch)
         # Cells that are given are told level 0, as in sampling.
@@ -86,10 +107,16 @@ def _error(stage, params, batch, raw, at, noise_keys, dropped) -> tuple[Array, A
     eps = stage.prior(noise_keys, batch)
     x_t = batch.insert_known(stage.process.noise(batch.x, eps, here))
     cond = denoiser.apply(params, raw, batch, dropped, method="condition")
-    out, sown = denoiser.apply(
-        params, batch.replace(x=x_t), at, cond, train=True, mutable="intermediates"
-    )
+    out, largest = respond(denoiser, params, batch.replace(x=x_t), at, cond)
+    target = denoiser.parameterization.target(batch.x, eps, here)
+    return jnp.square(out - target), largest
+
+
+def respond(
+    denoiser: Denoiser, params: Params, batch: Frames | Packed, at: Level, cond: Cond
+) -> tuple[Array, Array]:
+    """(raw output for x_t = batch.x in training, largest attention logit)."""
+    out, sown = denoiser.apply(params, batch, at, cond, train=True, mutable="intermediates")
     logits = jax.tree.leaves(sown.get("intermediates", {}))
     largest = jnp.max(jnp.stack([leaf.max() for leaf in logits])) if logits else jnp.zeros(())
-    target = denoiser.parameterization.target(batch.x, eps, here)
-    return jnp.square(out - target), jax.lax.stop_gradient(largest)
+    return out, jax.lax.stop_gradient(largest)
