@@ -263,9 +263,8 @@ def _generate(
     def denoise(batch, at, cond):
         return denoiser.apply(params, batch, at, cond, method="predict")
 
-    return sample(
-        denoise, batch, process=stage.process, sampler=sampler, prior=stage.prior, conds=conds
-    )
+    process = stage.learnt_process(params)
+    return sample(denoise, batch, process=process, sampler=sampler, prior=stage.prior, conds=conds)
 
 
 def load(workdir: str | Path, *, step: int | None = None, rate: str | None = None) -> Pipeline:

@@ -11,6 +11,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
 from vdm_jax.signals import GUIDANCE, FrozenText
 from vdm_jax.texts import TextEncoder
+from vdm_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,10 @@ class Stage:
     codec: Codec = dataclasses.field(default_factory=Pixels)
     text: TextEncoder | None = None
     name: str = "base"
+
+    def learnt_process(self, params: Params) -> Process:
+        """`process`; where the denoiser learns its schedule, with that of `params`."""
+        return self.denoiser.process(params, self.process)
 
     @property
     def patch_features(self) -> int:
@@ -45,6 +50,9 @@ class Stage:
         if told != (self.sampler.guidance is not None):
             reads = "a signal reads 'guidance'" if told else "no signal reads 'guidance'"
             found.append(f"{reads}, but stage.sampler.guidance is {self.sampler.guidance}.")
+        beyond = getattr(self.sampler.stepper, "process", None)
+        if beyond is not None and (beyond != self.process or self.denoiser.gamma is not None):
+            found.append("stage.sampler.stepper.process is not the stage's; give it the same.")
         return found + self._text_problems()
 
     def _text_problems(self) -> list[str]:

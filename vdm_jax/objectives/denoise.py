@@ -80,7 +80,7 @@ class Denoise:
         return {}
 
     def __call__(self, stage, params, batch, raw, seed):
-        process = stage.process.on(batch)
+        process = stage.learnt_process(params).on(batch)
         # Cells that are given are told level 0, as in sampling.
         batch, t = with_known(batch, self.times(batch.keys(seed, "time"), batch, process))
         at = process.level(t)
@@ -92,7 +92,7 @@ class Denoise:
 
     def errors(self, stage, params, batch, raw, seed, t):
         b, e = batch.examples.valid.shape
-        process = stage.process.on(batch)
+        process = stage.learnt_process(params).on(batch)
         batch, times = with_known(batch, jnp.full((b, e, 1), t))
         at = process.level(times)
         keys = batch.keys(seed, "validation")

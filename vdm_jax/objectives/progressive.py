@@ -81,7 +81,7 @@ class Guided:
         return {TEACHER: self.teacher}
 
     def __call__(self, stage, params, batch, raw, seed):
-        process = stage.process.on(batch)
+        process = stage.learnt_process(params).on(batch)
         batch, t = with_known(batch, self.times(batch.keys(seed, "time"), batch, process))
         at = process.level(t)
         scale = self.scales(batch, seed)
@@ -124,8 +124,8 @@ class Progressive:
 
     def __call__(self, stage, params, batch, raw, seed):
         """Raises: UserError, a network or a grid that cannot be distilled."""
-        _check(stage, self.teacher)
-        process, signals = stage.process.on(batch), stage.denoiser.signals
+        check(stage, self.teacher)
+        process, signals = stage.learnt_process(params).on(batch), stage.denoiser.signals
         grid, n = stage.sampler.grid, stage.sampler.steps
         u = self.times(batch.keys(seed, "time"), batch, process)
         step = jnp.clip(jnp.floor((1 - u) * n), 0, n - 1).astype(jnp.int32)
@@ -215,7 +215,8 @@ def _errors(objective: Guided | Progressive, stage, params, batch, raw, seed, t)
     return plain.errors(stage, params, batch, raw, seed, t)
 
 
-def _check(stage: Stage, teacher: Network) -> None:
+def check(stage: Stage, teacher: Network) -> None:
+    """Raises: UserError, a student of this stage cannot be distilled step by step."""
     for who, denoiser in (("the student", stage.denoiser), ("the teacher", teacher.denoiser)):
         if isinstance(denoiser.parameterization, Eps):
             raise UserError(

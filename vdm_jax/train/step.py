@@ -67,5 +67,8 @@ def make_step(
 
 
 def _over_microbatches(name: str, values: jax.Array) -> jax.Array:
-    """Maxima stay maxima; everything else objectives report is a sum."""
-    return values.max(0) if name.startswith("max_") else values.sum(0)
+    """Maxima stay maxima and means means; everything else objectives report is a sum."""
+    kind = name.partition("_")[0]
+    if kind == "max":
+        return values.max(0)
+    return values.mean(0) if kind == "mean" else values.sum(0)
