@@ -171,6 +171,13 @@ class UNet3D(nn.Module):
     remat: str = "none"
     dtype: str = "float32"
 
+    carrier = Frames
+
+    @property
+    def unit(self) -> int:
+        """Height and width are whole multiples of it."""
+        return 2 ** (self.image.levels - (self.image.resample == "after"))
+
     @nn.compact
     def __call__(
         self, batch: Frames, time: PerExample, cond: Cond, *, train: bool = False

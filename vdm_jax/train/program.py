@@ -22,7 +22,7 @@ from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.place import abstract, batch_sharding, unbox
 from vdm_jax.parallel.rules import Rules, table
 from vdm_jax.train import state as states
-from vdm_jax.train.feed import to_carrier
+from vdm_jax.train.feed import to_stage
 from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
 from vdm_jax.train.step import make_step
@@ -93,7 +93,7 @@ def initialise(run: Run) -> TrainState:
 def parameters(run: Run, denoiser: Denoiser) -> Params:
     """Those of a denoiser of this run's data, fresh and boxed."""
     arrays = jax.tree.map(jnp.asarray, run.blank_arrays(1))
-    batch, raw = to_carrier(arrays, run.stage.codec, run.stage.patch)
+    batch, raw = to_stage(arrays, run.stage)
     at = run.stage.process.on(batch).level(jnp.full((*batch.examples.valid.shape, 1), 0.5))
     key = jax.random.fold_in(jax.random.key(run.seed), np.uint32(0x1417))
     return denoiser.init(key, batch, at, raw, method="start")["params"]
@@ -102,7 +102,7 @@ def parameters(run: Run, denoiser: Denoiser) -> Params:
 def condition_features(run: Run, params: Any) -> dict[str, int]:
     """Features of a token of each condition's token set; traced, never run."""
     arrays = jax.tree.map(jnp.asarray, run.blank_arrays(1))
-    batch, raw = to_carrier(arrays, run.stage.codec, run.stage.patch)
+    batch, raw = to_stage(arrays, run.stage)
     denoiser = run.stage.denoiser
 
     def condition(params: Any) -> Any:

@@ -13,7 +13,7 @@ from flax.core import FrozenDict
 from vdm_jax.objectives.denoise import Objective
 from vdm_jax.stage import Stage
 from vdm_jax.train import state as states
-from vdm_jax.train.feed import to_carrier
+from vdm_jax.train.feed import to_stage
 from vdm_jax.train.state import TrainState
 from vdm_jax.types import Metrics, Params
 
@@ -32,7 +32,7 @@ def make_step(
     """
 
     def loss(params, frozen, arrays):
-        batch, raw = to_carrier(arrays, stage.codec, stage.patch, seed)
+        batch, raw = to_stage(arrays, stage, seed)
         total, weight, metrics = objective(stage, {**params, **frozen}, batch, raw, seed)
         return total, (weight, metrics)
 
