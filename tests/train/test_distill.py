@@ -1,5 +1,6 @@
 """`vdm distill` as a user starts it: rounds that are runs, gone on with and sampled like any."""
 
+import dataclasses
 import json
 
 import jax
@@ -57,24 +58,24 @@ def test_a_student_begins_as_its_teacher_and_is_told_the_scale(tmp_path, trained
         teacher=str(trained), workdir=str(tmp_path), begin=8, end=4, steps=1, guide=(1.0, 6.0)
     ).config(str(trained), str(tmp_path / "guided"), 8)
     run = build(config)
-    state = jax.jit(make_program(run).jitted_init)()
+    state = make_program(run, jax.devices()[:1]).init()
     params, report = run.inherit(state.params, FromRun(run=str(trained), step=6).weights())
     assert "left over" not in report
+    params = jax.tree.map(np.asarray, params)
     made = pipeline.load(trained)
+    student = dataclasses.replace(made, stage=run.stage, params=params, traced=None)
     requests = [Request(prompt="a red circle", frames=4, height=16, width=16)]
-    plain = made.stage.sampler.override(steps=8, guidance=1.0)
-    want = dict(made(requests, sampler=plain))[0]
-    student = pipeline.Pipeline(run.stage, params, made.tokenizer, made.capacity)
-    told = [dict(student(requests, sampler=run.stage.sampler.override(guidance=g)))[0]
-            for g in (1.0, 6.0)]  # fmt: skip
-    np.testing.assert_array_equal(told[0], told[1])
-    np.testing.assert_allclose(told[0].astype(int), want, atol=1)
+
+    def video(made, scale):
+        return dict(made.override(steps=8, guidance=scale)(requests))[0].astype(int)
+
+    plain, told, strongly = video(made, 1.0), video(student, 1.0), video(student, 6.0)
+    np.testing.assert_array_equal(told, strongly)
+    np.testing.assert_allclose(told, plain, atol=1)
     # Its new layer starts at 0; once it does not, the scale is heard.
     early = params["params"]["backbone"]["time"]["early"]
     early["kernel"] = early["kernel"] + 1.0
-    heard = [dict(student(requests, sampler=run.stage.sampler.override(guidance=g)))[0]
-             for g in (1.0, 6.0)]  # fmt: skip
-    assert np.any(heard[0] != heard[1])
+    assert np.any(video(student, 1.0) != video(student, 6.0))
 
 
 def test_the_teacher_is_an_argument_of_the_step(manifest, trained):

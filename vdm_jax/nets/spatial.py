@@ -23,9 +23,9 @@ from jaxtyping import Array, Float, Int
 from vdm_jax.axes import CONDITION, EMBED, HEADS, MLP
 from vdm_jax.config import UserError
 from vdm_jax.kernels import attend
-from vdm_jax.nets.clip import Clip, Convolution, GroupNorm, Heads, Scope
+from vdm_jax.nets.clip import Clip, Convolution, Dropout, GroupNorm, Heads, Scope
 from vdm_jax.nets.layers import XAVIER, ZERO, LayerNorm, dense
-from vdm_jax.types import Count, Positive, Video
+from vdm_jax.types import Count, Fraction, Positive, Video
 
 
 class Insert(Protocol):
@@ -62,6 +62,7 @@ class ResBlock(nn.Module):
     norm: Norm = BY_FRAME
     time: Literal["add", "scale_shift"] = "add"
     gain: Positive = 1.0
+    dropout: Fraction = 0.0
     dtype: str = "float32"
 
     @nn.compact
@@ -78,7 +79,8 @@ class ResBlock(nn.Module):
             inner = normed(inner + self._time(clip, 1), clip)
         else:
             raise UserError(f"a block's time is '{self.time}'; use 'add' or 'scale_shift'.")
-        inner = Convolution(**conv, axes=(MLP, EMBED), start=ZERO, name="conv_out")(nn.silu(inner))
+        inner = Dropout(self.dropout, name="dropout")(nn.silu(inner), clip)
+        inner = Convolution(**conv, axes=(MLP, EMBED), start=ZERO, name="conv_out")(inner)
         inner = insert("after_conv", inner, 1)
         if x.shape[-1] != self.features:
             x = Convolution(**conv, axes=(EMBED, None), size=1, name="shortcut")(x)

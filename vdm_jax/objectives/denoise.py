@@ -85,7 +85,8 @@ class Denoise:
         batch, t = with_known(batch, self.times(batch.keys(seed, "time"), batch, process))
         at = process.level(t)
         dropped = draw_dropped(stage.denoiser.signals, batch, seed)
-        err, max_logit = _error(stage, params, batch, raw, at, batch.keys(seed, "noise"), dropped)
+        keys = batch.keys(seed, "noise")
+        err, max_logit = _error(stage, params, batch, raw, at, keys, dropped, seed)
         weight = self.weight(at, stage.denoiser.parameterization, process)
         total, count = batch.total(err * batch.spread(weight), self.power)
         return total, count, {"max_logit": max_logit}
@@ -100,23 +101,35 @@ class Denoise:
         return batch.reduce(err, "mean")
 
 
-def _error(stage, params, batch, raw, at, noise_keys, dropped) -> tuple[Array, Array]:
+def _error(stage, params, batch, raw, at, noise_keys, dropped, seed=None) -> tuple[Array, Array]:
     """(squared error like x, largest attention logit)."""
     denoiser = stage.denoiser
     here = jax.tree.map(batch.spread, at)
     eps = stage.prior(noise_keys, batch)
     x_t = batch.insert_known(stage.process.noise(batch.x, eps, here))
     cond = denoiser.apply(params, raw, batch, dropped, method="condition")
-    out, largest = respond(denoiser, params, batch.replace(x=x_t), at, cond)
+    out, largest = respond(denoiser, params, batch.replace(x=x_t), at, cond, seed)
     target = denoiser.parameterization.target(batch.x, eps, here)
     return jnp.square(out - target), largest
 
 
 def respond(
-    denoiser: Denoiser, params: Params, batch: Frames | Packed, at: Level, cond: Cond
+    denoiser: Denoiser,
+    params: Params,
+    batch: Frames | Packed,
+    at: Level,
+    cond: Cond,
+    seed: int | None,
 ) -> tuple[Array, Array]:
-    """(raw output for x_t = batch.x in training, largest attention logit)."""
-    out, sown = denoiser.apply(params, batch, at, cond, train=True, mutable="intermediates")
+    """(raw output for x_t = batch.x, largest attention logit).
+
+    Args:
+      seed: of what the network drops in training; None drops nothing.
+    """
+    draws = {} if seed is None else {"dropout": jax.random.key(seed)}
+    out, sown = denoiser.apply(
+        params, batch, at, cond, train=bool(draws), mutable="intermediates", rngs=draws
+    )
     logits = jax.tree.leaves(sown.get("intermediates", {}))
     largest = jnp.max(jnp.stack([leaf.max() for leaf in logits])) if logits else jnp.zeros(())
     return out, jax.lax.stop_gradient(largest)

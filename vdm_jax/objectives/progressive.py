@@ -98,7 +98,7 @@ class Guided:
         raw = {**raw, GUIDANCE: scale}
         cond = stage.denoiser.apply(params, raw, batch, {}, method="condition")
         weight = self.weight(at, stage.denoiser.parameterization, process)
-        return _compared(stage, params, batch.replace(x=x_t), at, cond, x0, weight)
+        return _compared(stage, params, batch.replace(x=x_t), at, cond, x0, weight, seed)
 
     def errors(self, stage, params, batch, raw, seed, t):
         return _errors(self, stage, params, batch, raw, seed, t)
@@ -150,7 +150,7 @@ class Progressive:
 
         cond = stage.denoiser.apply(params, raw, batch, dropped, method="condition")
         weight = self.weight(now, stage.denoiser.parameterization, process)
-        return _compared(stage, params, batch.replace(x=x_t), now, cond, x0, weight)
+        return _compared(stage, params, batch.replace(x=x_t), now, cond, x0, weight, seed)
 
     def errors(self, stage, params, batch, raw, seed, t):
         return _errors(self, stage, params, batch, raw, seed, t)
@@ -198,9 +198,10 @@ def _compared(
     cond: Cond,
     x0: Array,
     weight: Array,
+    seed: int,
 ) -> tuple[Array, Array, Metrics]:
     """The student's answer to x_t = batch.x, held against that of the estimate x0."""
-    out, largest = respond(stage.denoiser, params, batch, at, cond)
+    out, largest = respond(stage.denoiser, params, batch, at, cond, seed)
     here = jax.tree.map(batch.spread, at)
     target = stage.denoiser.parameterization.target(x0, from_x0(x0, batch.x, here).eps, here)
     total, count = batch.total(jnp.square(out - target) * batch.spread(weight))

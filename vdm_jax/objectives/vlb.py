@@ -81,7 +81,7 @@ class Vlb:
         x_t = stage.process.noise(batch.x, eps, here)
         dropped = draw_dropped(denoiser.signals, batch, seed)
         cond = cast(Cond, denoiser.apply(params, raw, batch, dropped, method="condition"))
-        out, largest = respond(denoiser, params, batch.replace(x=x_t), at, cond)
+        out, largest = respond(denoiser, params, batch.replace(x=x_t), at, cond, seed)
         estimate = denoiser.parameterization.split(out, x_t, here)
         diffusion = batch.spread(-slope / 2) * jnp.square(eps - estimate.eps)
 
