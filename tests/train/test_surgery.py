@@ -12,7 +12,6 @@ from tests.nets.rows import quick, random_like
 from tests.nets.test_unet3d import image, rows, unet
 from tests.workbench import vdm
 from vdm_jax import pipeline
-from vdm_jax.batch import Examples, Packed
 from vdm_jax.cond import Cond
 from vdm_jax.config import UserError
 from vdm_jax.nets.unet3d import UNet3D
@@ -96,25 +95,29 @@ def test_an_inflated_unet_is_the_image_unet_frame_by_frame():
     np.testing.assert_allclose(found, want, atol=1e-5)
 
 
-# A transformer whose frames meet, in the film model, in blocks of their own.
 CONFIGS = """
-from experiments import demo
+from data_pipeline.clips import Whole
+from experiments import vdm_kingma
 from vdm_jax.config import spec
-from vdm_jax.nets.patterns import Spatial, Temporal
-from vdm_jax.nets.positions import Sincos
+from vdm_jax.nets import temporal
+from vdm_jax.nets.clip import HeadCount
+from vdm_jax.train.optim import Warmup
 from vdm_jax.train.surgery import Copy, Fresh, Inherit
+
+RULES = ((r"/after_[a-z_]+_\\d+_\\d+/", spec(Fresh)), (".*", spec(Copy)))
 
 
 def get_config(variant):
-    made = demo.get_config("smoke")
-    made.validate_every = 0
-    backbone = made.stage.denoiser.backbone
-    backbone.positions = (spec(Sincos, axes="xy"),)
-    backbone.patterns = (spec(Spatial),)
+    made = vdm_kingma.get_config("smoke")
+    made.validate_every, made.knobs.learning_rate = 0, 0.01
+    made.optimizer.schedule = spec(Warmup)
     if variant == "film":
-        backbone.patterns, backbone.depth = (spec(Spatial), spec(Temporal)), 4
-        made.optimizer.schedule.steps = 10**9  # the first step moves nothing
-        made.inherit = spec(Inherit, rules=((r"/block_1/", spec(Fresh)), (".*", spec(Copy))))
+        made.data.duration, made.data.tokens = spec(Whole), 16
+        part = spec(temporal.Attention, heads=spec(HeadCount, count=2))
+        parts = (spec(temporal.Temporal, part=part, at="after_res"),)
+        made.stage.denoiser.backbone.temporal = parts
+        made.optimizer.schedule = spec(Warmup, steps=10**9)  # the first step moves nothing
+        made.inherit = spec(Inherit, rules=RULES)
     return made
 """
 
@@ -126,16 +129,18 @@ def test_a_run_inherits_from_a_run_of_images(tmp_path, manifest):
     file = tmp_path / "inflate.py"
     file.write_text(CONFIGS)
 
+    temporal = "new: params/backbone/down_0/after_res_0_0/"
+
     def run(variant, *more):
         words = (f"--config={file}:{variant}", f"--config.knobs.manifest={manifest}")
         return vdm("train", *words, f"--workdir={tmp_path / variant}", *more)
 
     run("image", "--steps=4")
     done = run("film", f"--init={tmp_path / 'image'}", "--steps=1")
-    assert "new: params/backbone/unit_1/block_1/" in done.stderr
+    assert temporal in done.stderr and "left over" not in done.stderr
     shutil.rmtree(tmp_path / "film" / "checkpoints")
     again = run("film", "--steps=1")  # where it began is in its config
-    assert "new: params/backbone/unit_1/block_1/" in again.stderr
+    assert temporal in again.stderr
     still, film = (pipeline.load(tmp_path / name) for name in ("image", "film"))
     made = [np.asarray(answer(run)) for run in (still, film)]
     assert np.abs(made[0]).max() > 1e-3
@@ -143,22 +148,8 @@ def test_a_run_inherits_from_a_run_of_images(tmp_path, manifest):
 
 
 def answer(run):
-    """The raw output for two noised clips of 3 slices of 2 x 2 patches."""
-    features = run.stage.patch_features
-    x = jax.random.normal(jax.random.key(0), (2, 12, features))
-    grid = jnp.tile(jnp.array([3, 2, 2]), (2, 1, 1))
-    place = jnp.tile(jnp.asarray(np.indices((3, 2, 2)).reshape(3, -1).T), (2, 1, 1))
-    none = jnp.zeros((2, 1), jnp.int32)
-    examples = Examples(
-        id=jnp.zeros((2, 1, 2), jnp.uint32), visit=none, ordinal=none, valid=none == 0, grid=grid,
-        fps=jnp.ones((2, 1)),
-    )  # fmt: skip
-    batch = Packed(
-        x=x, segment=jnp.ones((2, 12), jnp.int32), position=place,
-        raster=jnp.tile(jnp.arange(12), (2, 1)), examples=examples, patch=run.stage.patch,
-    )  # fmt: skip
-    at = run.stage.process.level(jnp.full((2, 1, 1), 0.4))
+    """The raw output for noised clips of 3 and of 2 frames."""
+    batch, _, _ = rows(((0, 3), (1, 2)))
+    at = run.stage.learnt_process(run.params).level(jnp.full((1, 2, 1), 0.4))
     denoiser = run.stage.denoiser
-    width = denoiser.backbone.width
-    cond = Cond(vector=jnp.ones((2, 1, width)))
-    return jax.jit(lambda params: denoiser.apply(params, batch, at, cond))(run.params)
+    return jax.jit(lambda params: denoiser.apply(params, batch, at, Cond()))(run.params)
