@@ -249,7 +249,7 @@ def as_packed(batch: Frames) -> Packed:
     )  # fmt: skip
 
 
-def _scaled(examples: Examples, by: tuple[float, float, float]) -> Examples:
+def _scaled(examples: Examples, by: tuple[float | int, ...]) -> Examples:
     grid = jnp.round(examples.grid * jnp.asarray(by)).astype(examples.grid.dtype)
     return cast(Any, examples).replace(grid=grid)
 

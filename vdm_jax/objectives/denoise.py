@@ -42,6 +42,9 @@ class Objective(Protocol):
         """Networks by name: beside those that are trained, `params` holds each one's weights under
         its name. They are arguments of the step, spread over the mesh like the model's own."""
 
+    def problems(self, stage: Stage) -> list[str]:
+        """Why a model of this stage cannot be trained so, one sentence each."""
+
     def __call__(
         self,
         stage: Stage,
@@ -78,6 +81,9 @@ class Denoise:
     @property
     def frozen(self):
         return {}
+
+    def problems(self, stage):
+        return []
 
     def __call__(self, stage, params, batch, raw, seed):
         process = stage.learnt_process(params).on(batch)

@@ -80,6 +80,9 @@ class Guided:
     def frozen(self):
         return {TEACHER: self.teacher}
 
+    def problems(self, stage):
+        return []
+
     def __call__(self, stage, params, batch, raw, seed):
         process = stage.learnt_process(params).on(batch)
         batch, t = with_known(batch, self.times(batch.keys(seed, "time"), batch, process))
@@ -122,9 +125,10 @@ class Progressive:
     def frozen(self):
         return {TEACHER: self.teacher}
 
+    def problems(self, stage):
+        return problems(stage, self.teacher)
+
     def __call__(self, stage, params, batch, raw, seed):
-        """Raises: UserError, a network or a grid that cannot be distilled."""
-        check(stage, self.teacher)
         process, signals = stage.learnt_process(params).on(batch), stage.denoiser.signals
         grid, n = stage.sampler.grid, stage.sampler.steps
         u = self.times(batch.keys(seed, "time"), batch, process)
@@ -216,21 +220,22 @@ def _errors(objective: Guided | Progressive, stage, params, batch, raw, seed, t)
     return plain.errors(stage, params, batch, raw, seed, t)
 
 
-def check(stage: Stage, teacher: Network) -> None:
-    """Raises: UserError, a student of this stage cannot be distilled step by step."""
-    for who, denoiser in (("the student", stage.denoiser), ("the teacher", teacher.denoiser)):
-        if isinstance(denoiser.parameterization, Eps):
-            raise UserError(
-                f"{who} predicts eps, which says nothing of x0 without signal; distil a model of "
-                "V, X0 or Flow."
-            )
-    n = stage.sampler.steps
+def problems(stage: Stage, teacher: Network) -> list[str]:
+    """Why a student of this stage cannot halve its steps, one sentence each."""
+    found = [
+        f"{who} predicts eps, which says nothing of x0 without signal; distil a model of V, X0 or "
+        "Flow."
+        for who, denoiser in (("the student", stage.denoiser), ("the teacher", teacher.denoiser))
+        if isinstance(denoiser.parameterization, Eps)
+    ]
+    n, grid = stage.sampler.steps, stage.sampler.grid
     with jax.ensure_compile_time_eval():
-        ones, grid = jnp.ones(n + 1), stage.sampler.grid
-        mine = grid(jnp.arange(n + 1), jnp.asarray(n), ones, stage.process)
-        its = grid(2 * jnp.arange(n + 1), jnp.asarray(2 * n), ones, stage.process)
+        index, ones = jnp.arange(n + 1), jnp.ones(n + 1)
+        mine = grid(index, jnp.asarray(n), ones, stage.process)
+        its = grid(2 * index, jnp.asarray(2 * n), ones, stage.process)
         if not np.allclose(mine, its, atol=1e-5):
-            raise UserError(
+            found.append(
                 f"the grid {type(grid).__name__} of {n} steps is not every other time of that of "
                 f"{2 * n}; distil on Linspace, or on a Shifted one."
             )
+    return found

@@ -26,7 +26,6 @@ from jaxtyping import Array
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.codecs import Pixels
 from vdm_jax.cond import Cond
-from vdm_jax.config import UserError
 from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import PATHS, Level
 from vdm_jax.diffusion.times import Stratified, Times
@@ -49,9 +48,21 @@ class Vlb:
     def frozen(self):
         return {}
 
+    def problems(self, stage):
+        found = []
+        if not isinstance(stage.codec, Pixels):
+            found.append("Vlb bounds the likelihood of bytes; stage.codec must be Pixels.")
+        if stage.process.shift is not None:
+            found.append("Vlb needs one schedule for all; leave stage.process.shift out.")
+        if stage.prior != Prior():
+            found.append("Vlb needs noise that is independent; stage.prior must be Prior().")
+        if stage.denoiser.gamma is None:
+            with jax.ensure_compile_time_eval():
+                if not jnp.isfinite(stage.process.schedule(jnp.zeros(()))):
+                    found.append("Vlb: log SNR is infinite at t = 0; use a Clip.")
+        return found
+
     def __call__(self, stage, params, batch, raw, seed):
-        """Raises: UserError, data or a process that have no such bound."""
-        check(stage)
         terms, probe, largest = self.terms(stage, params, batch, raw, seed)
         total, weight = batch.total(sum(terms.values()))
         metrics = {
@@ -146,17 +157,3 @@ def _ends(stage: Stage, params: Params) -> tuple[Array, Array]:
     variables = {"params": params["params"]["gamma"]}
     low, high = cast(Any, stage.denoiser.gamma.apply(variables, method="ends"))
     return -low, -high
-
-
-def check(stage: Stage) -> None:
-    """Raises: UserError, a stage of which there is no bound."""
-    if not isinstance(stage.codec, Pixels):
-        raise UserError("Vlb bounds the likelihood of bytes; stage.codec must be Pixels.")
-    if stage.process.shift is not None:
-        raise UserError("Vlb needs one schedule for all; leave stage.process.shift out.")
-    if stage.prior != Prior():
-        raise UserError("Vlb needs noise that is independent; stage.prior must be Prior().")
-    if stage.denoiser.gamma is None:
-        with jax.ensure_compile_time_eval():
-            if not jnp.isfinite(stage.process.schedule(jnp.zeros(()))):
-                raise UserError("Vlb: log SNR is infinite at t = 0; use a Clip.")

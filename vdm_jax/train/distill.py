@@ -16,9 +16,9 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from vdm_jax.config import UserError, build, from_json, spec
+from vdm_jax.config import UserError, build, from_json, refuse, spec
 from vdm_jax.diffusion.steppers import Ddim
-from vdm_jax.objectives.progressive import Guided, Progressive, Scales, check
+from vdm_jax.objectives.progressive import Guided, Progressive, Scales, problems
 from vdm_jax.signals import GUIDANCE, Signal, Sinusoid
 from vdm_jax.train.frozen import FromRun
 from vdm_jax.train.optim import WarmupCosine
@@ -102,7 +102,7 @@ class Distillation:
         config.steps = self.steps
         warmup = self.steps // WARMUP
         config.optimizer.schedule = spec(WarmupCosine, steps=warmup, total=self.steps)
-        check(build(stage), build(asked))
+        refuse(problems(build(stage), build(asked)), f"distilling '{teacher}'")
         return config
 
     def _tell(self, config: ConfigDict) -> tuple[tuple[str, ConfigDict], ...]:

@@ -80,6 +80,7 @@ class Run:
     def problems(self, devices: int) -> list[str]:
         """Everything wrong with this run on so many devices, one sentence each."""
         found = self.stage.problems()
+        found += self.objective.problems(self.stage) if not found else []
         try:
             data, fsdp, seq, tensor = sizes_of(self.mesh, devices)
         except UserError as error:
