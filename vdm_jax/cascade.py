@@ -144,10 +144,13 @@ class Cascade:
         Raises: UserError, a stage that is told of none before the last, or of nobody.
         """
         found = [list(requests)]
-        for stage in reversed(self.stages[1:]):
-            link = stage.stage.link
+        for number in range(len(self.stages) - 1, 0, -1):
+            link = self.stages[number].stage.link
             if link is None:
-                raise UserError(f"stage '{stage.stage.name}' has none below it; name it first.")
+                raise UserError(
+                    f"stage {number + 1} of {len(self.stages)} is told of none below it; name it "
+                    "first, or leave out those before it."
+                )
             smaller = []
             for request in found[0]:
                 frames, height, width = link.size(*request.size)

@@ -65,8 +65,8 @@ class Pipeline:
             check(self.stage, request, index)
         if self.stage.link is not None and below is None:
             raise UserError(
-                f"stage '{self.stage.name}' is told of the video of a stage below it; name the run "
-                "of that stage before this one, or its videos with --below."
+                "a stage that is told of the one below it was given no video; name the run of that "
+                "stage before its own, or its videos with --below."
             )
         windows = self.stage.windows
         if windows is not None and max(r.frames for r in requests) > windows.frames:
@@ -95,8 +95,8 @@ class Pipeline:
         if augmentation is not None:
             if link is None or link.augment is None:
                 raise UserError(
-                    f"augmentation {augmentation:g} was asked of stage '{stage.name}', which was "
-                    "trained with no noise on what is below it."
+                    f"augmentation {augmentation:g} was asked of a stage that was trained with no "
+                    "noise on what is below it."
                 )
             link = dataclasses.replace(
                 link, augment=dataclasses.replace(link.augment, at=augmentation)

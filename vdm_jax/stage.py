@@ -40,7 +40,6 @@ class Stage:
     text: TextEncoder | None = None
     link: Link | None = None
     windows: Windows | None = None
-    name: str = "base"
 
     def learnt_process(self, params: Params) -> Process:
         """`process`; where the denoiser learns its schedule, with that of `params`."""
