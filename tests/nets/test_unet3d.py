@@ -413,7 +413,7 @@ def test_a_place_that_is_none_is_named():
 
 def test_what_is_dropped_follows_the_example():
     """In training alone, at its rate, another at each visit, whatever else lies in the row."""
-    network = UNet3D(image=image(dropout=0.4, follow=(None,), middle=None))
+    network = UNet3D(image=image(dropout=0.4, follow=(None,), middle=None), cross=("text",))
     shapes = meta.unbox(jax.eval_shape(network.init, jax.random.key(0), *rows(((0, 6),))))
     params = {"params": random_like(shapes["params"])}
 

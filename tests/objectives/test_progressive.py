@@ -146,7 +146,7 @@ CASES = (("finite", "v", 4), ("infinite", "flow", 4), ("infinite", "x0", 1), ("v
 def test_the_target_is_two_steps_of_the_teacher(kind, hub, steps):
     """A student of the closed form has no loss, at both ends of time too; one beside it has."""
     process, hub = PROCESSES[kind], HUBS[hub]
-    objective = Progressive(teacher=Known(denoiser(Exact(process, hub), hub)))
+    objective = Progressive(teacher=Known(denoiser(Exact(process, hub), hub)), steps=steps)
     times = tuple(1 - i / steps for i in range(steps))
     run = stage(denoiser(Table(process, hub, times), hub), process, steps)
     loss = quick(loss_of(run, objective, data(n=2, examples=16)))
@@ -166,7 +166,7 @@ def test_a_distilled_student_samples_what_its_teacher_did():
         times = np.asarray(sampler.times(batch, process))[:-1, 0, 0, 0]
         network = denoiser(Table(process, hub, tuple(map(float, times))), hub)
         run = stage(network, process, steps, grid)
-        loss = loss_of(run, Progressive(teacher=teacher), batch, weights)
+        loss = loss_of(run, Progressive(teacher=teacher, steps=steps), batch, weights)
         start = jnp.zeros((steps, 2))
         slope, bend = quick(lambda t, loss=loss: (jax.grad(loss)(t), jax.hessian(loss)(t)))(start)
         table = -np.linalg.solve(bend.reshape(2 * steps, -1), slope.reshape(-1))
@@ -257,7 +257,7 @@ def test_halving_keeps_the_scale_as_an_input():
         made = denoiser(Exact(process, hub), hub, student)
         run = stage(made, process, 64)  # so many that one step is as good as two
         objective = Progressive(
-            teacher=Known(denoiser(Exact(process, hub), hub, GUIDED)), scales=scales
+            teacher=Known(denoiser(Exact(process, hub), hub, GUIDED)), steps=64, scales=scales
         )
         params = {"params": {}, "teacher": {}}
         total, weight, _ = quick(lambda b: objective(run, params, b, raw, 0))(batch)
@@ -270,14 +270,16 @@ def test_halving_keeps_the_scale_as_an_input():
 def test_what_cannot_be_distilled_is_said():
     process = PROCESSES["infinite"]
 
-    def said(hub, grid):
+    def said(hub, grid, steps=4):
         made = denoiser(Exact(process, hub), hub)
-        return Progressive(teacher=Known(made)).problems(stage(made, process, 4, grid))
+        objective = Progressive(teacher=Known(made), steps=steps)
+        return objective.problems(stage(made, process, 4, grid))
 
     assert said(V(), Linspace()) == said(X0(), Shifted(grid=Linspace(), factor=3.0)) == []
     assert [line.split(" predicts")[0] for line in said(Eps(), Linspace())] == [
         "the student", "the teacher",
     ]  # fmt: skip
     assert "Karras of 4 steps" in said(V(), Karras())[0]
+    assert "stage.sampler.steps is 4" in said(V(), Linspace(), steps=8)[0]
     with pytest.raises(UserError, match="one Guidance"):
         Guided(teacher=None, scales=Scales(low=1.0, high=2.0), guides=(Interval(low=1.0),))

@@ -83,7 +83,8 @@ def test_the_teacher_is_an_argument_of_the_step(manifest, trained):
     config = demo.get_config("smoke")
     config.knobs.manifest, config.data.rows, config.rules = str(manifest), 8, "fsdp"
     config.mesh.update({"data": 2, "fsdp": 4})
-    config.objective = spec(Progressive, teacher=spec(FromRun, run=str(trained), step=6))
+    teacher = spec(FromRun, run=str(trained), step=6)
+    config.objective = spec(Progressive, teacher=teacher, steps=config.stage.sampler.steps)
     run = build(config)
     program = make_program(run)
     arrays = run.blank_arrays(8)

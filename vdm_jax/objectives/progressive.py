@@ -36,7 +36,7 @@ from vdm_jax.diffusion.weights import TruncatedSnr, Weight
 from vdm_jax.objectives.denoise import Denoise, Network, respond
 from vdm_jax.signals import GUIDANCE, Dropped, draw_dropped, drop_all
 from vdm_jax.stage import Stage
-from vdm_jax.types import Metrics, Params, Positive
+from vdm_jax.types import Count, Metrics, Params, Positive
 
 TEACHER = "teacher"
 
@@ -109,14 +109,16 @@ class Guided:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progressive:
-    """Each of `stage.sampler.steps` DDIM steps is two of the teacher's, of twice as many.
+    """Each of `steps` DDIM steps is two of the teacher's, on the grid of the stage's sampler.
 
     Attributes:
+      steps: as many as the stage's sampler takes.
       scales: of guidance, that student and teacher are told; None where neither is.
       times: a law by which steps are drawn, the first of n where t is above 1 - 1 / n.
     """
 
     teacher: Network
+    steps: Count
     scales: Scales | None = None
     times: Times = dataclasses.field(default_factory=Stratified)
     weight: Weight = dataclasses.field(default_factory=TruncatedSnr)
@@ -126,11 +128,17 @@ class Progressive:
         return {TEACHER: self.teacher}
 
     def problems(self, stage):
-        return problems(stage, self.teacher)
+        found = problems(stage, self.teacher)
+        if self.steps != stage.sampler.steps:
+            found.append(
+                f"objective.steps is {self.steps}, but stage.sampler.steps is "
+                f"{stage.sampler.steps}; a student is sampled with the steps it learnt."
+            )
+        return found
 
     def __call__(self, stage, params, batch, raw, seed):
         process, signals = stage.learnt_process(params).on(batch), stage.denoiser.signals
-        grid, n = stage.sampler.grid, stage.sampler.steps
+        grid, n = stage.sampler.grid, self.steps
         u = self.times(batch.keys(seed, "time"), batch, process)
         step = jnp.clip(jnp.floor((1 - u) * n), 0, n - 1).astype(jnp.int32)
         visited = ((step, n), (2 * step + 1, 2 * n), (step + 1, n))

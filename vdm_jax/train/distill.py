@@ -96,7 +96,7 @@ class Distillation:
             config.objective = spec(Guided, teacher=asked, scales=scales, guides=sampler.guides)
             rules = (*self._tell(config), *rules)
         else:
-            config.objective = spec(Progressive, teacher=asked, scales=scales)
+            config.objective = spec(Progressive, teacher=asked, steps=count, scales=scales)
         config.inherit = spec(Inherit, run=teacher, step=step, rules=rules)
         sampler.stepper, sampler.steps = spec(Ddim), count
         config.steps = self.steps
