@@ -5,6 +5,7 @@ import json
 
 import av
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -12,6 +13,7 @@ from flax import linen as nn
 from tests.workbench import vdm
 from vdm_jax import gallery, pipeline
 from vdm_jax.config import UserError
+from vdm_jax.nets.gamma import Gamma
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import table
 from vdm_jax.requests import Request, grid
@@ -46,6 +48,22 @@ def test_seed_and_guidance_matter(made):
     assert np.any(videos(made, [request(seed=1)])[0] != base)
     weak, strong = (dict(made.override(guidance=g)([request()]))[0] for g in (1.0, 30.0))
     assert weak.shape == strong.shape == base.shape and np.any(weak != strong)
+
+
+def test_a_learnt_schedule_is_what_is_sampled_with(made):
+    gamma = Gamma(hidden=2)
+    curve = {"first": 1.0, "second": [1.0, 1.0], "places": [0.0, 0.0], "third": [1.0, 1.0]}
+    denoiser = made.stage.denoiser.clone(gamma=gamma)
+    stage = dataclasses.replace(made.stage, denoiser=denoiser)
+
+    def video(high):
+        ends = {"gamma_0": -4.0, "gamma_1": high}
+        learnt = {name: jnp.asarray(value) for name, value in (curve | ends).items()}
+        params = {"params": made.params["params"] | {"gamma": learnt}}
+        bound = dataclasses.replace(made, stage=stage, params=params, traced=None)
+        return videos(bound, [request()])[0]
+
+    assert np.any(video(6.0) != video(1.0))
 
 
 def test_prompt_and_negative_matter(made):

@@ -259,13 +259,14 @@ def _generate(stage: Stage, params: Params, arrays: Mapping[str, Any]) -> jax.Ar
             told = stage.link.sample(below, frames)
         else:
             batch = stage.link.give(below, frames)
+    scale = jnp.full_like(arrays["fps"], stage.sampler.guidance or 1)
 
     def condition(kind: str, dropped) -> Cond:
         text = Text(
             features=arrays.get(f"{kind}_features"),
             **{part: arrays[f"{kind}_{part}"] for part in TEXT_PARTS},
         )
-        raw = {"text": text, "fps": arrays["fps"], **told}
+        raw = {"text": text, "fps": arrays["fps"], "guidance": scale, **told}
         return cast(Cond, denoiser.apply(params, raw, batch, dropped, method="condition"))
 
     hidden = drop_all(denoiser.signals, batch)
@@ -275,9 +276,8 @@ def _generate(stage: Stage, params: Params, arrays: Mapping[str, Any]) -> jax.Ar
     def denoise(batch, at, cond):
         return denoiser.apply(params, batch, at, cond, method="predict")
 
-    x = sample(
-        denoise, batch, process=stage.process, sampler=stage.sampler, prior=stage.prior, conds=conds
-    )
+    process, sampler = stage.learnt_process(params), stage.sampler
+    x = sample(denoise, batch, process=process, sampler=sampler, prior=stage.prior, conds=conds)
     return as_packed(batch.replace(x=x)).x if isinstance(batch, Frames) else x
 
 

@@ -25,6 +25,7 @@ from vdm_jax.nets.layers import SMALL, dense, parameter
 from vdm_jax.types import Count, Fraction, Positive
 
 NULL_TOKEN = 0
+GUIDANCE = "guidance"  # the raw value of a network whose guidance was distilled: its scale (b e)
 Dropped = Mapping[str, Bool[Array, "b e"]]
 
 

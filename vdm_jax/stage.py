@@ -14,8 +14,9 @@ from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
 from vdm_jax.links import Link
-from vdm_jax.signals import FrozenText
+from vdm_jax.signals import GUIDANCE, FrozenText
 from vdm_jax.texts import TextEncoder
+from vdm_jax.types import Params
 from vdm_jax.windows import Windows
 
 
@@ -42,6 +43,10 @@ class Stage:
     text: TextEncoder | None = None
     link: Link | None = None
     windows: Windows | None = None
+
+    def learnt_process(self, params: Params) -> Process:
+        """`process`; where the denoiser learns its schedule, with that of `params`."""
+        return self.denoiser.process(params, self.process)
 
     @property
     def whole_frames(self) -> bool:
@@ -91,7 +96,19 @@ class Stage:
                 f"stage.patch is {self.patch}, but its frames must be whole multiples of "
                 f"{self.unit[1]} x {self.unit[2]}."
             )
+        found += self._sampler_problems()
         return found + self._link_problems() + self._text_problems()
+
+    def _sampler_problems(self) -> list[str]:
+        found, scale = [], self.sampler.guidance
+        told = any(signal.key == GUIDANCE for signal in self.denoiser.signals)
+        if told != (scale is not None):
+            reads = "a signal reads" if told else "no signal reads"
+            found.append(f"{reads} '{GUIDANCE}', but stage.sampler.guidance is {scale}.")
+        beyond = getattr(self.sampler.stepper, "process", None)
+        if beyond is not None and (beyond != self.process or self.denoiser.gamma is not None):
+            found.append("stage.sampler.stepper.process is not the stage's; give it the same.")
+        return found
 
     def _link_problems(self) -> list[str]:
         told = [signal.key for signal in self.denoiser.signals]

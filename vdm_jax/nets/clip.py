@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.nn.initializers import Initializer
+from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.axes import EMBED, ROW, TOKEN
@@ -24,7 +25,7 @@ from vdm_jax.kernels.convolution import convolve
 from vdm_jax.nets.context import Context
 from vdm_jax.nets.gathered import apply, product
 from vdm_jax.nets.layers import ONE, XAVIER, ZERO, AxisNames, parameter
-from vdm_jax.types import Count, Positive, Video
+from vdm_jax.types import Count, Fraction, Positive, Video
 
 Scope = Literal["frame", "clip"]
 
@@ -37,12 +38,14 @@ class Clip:
       frames: the row's frames as tokens, without values: who is who, and when.
       time: embedding of each frame's noise level, with the condition's vector added.
       moving: frames of examples that have more than one; parts that act in time leave the rest.
+      train: whether features are dropped.
     """
 
     frames: Packed
     time: Float[Array, "b f d"]
     moving: Bool[Array, "b f"]
     context: Mapping[str, Context]
+    train: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def segment(self) -> Int[Array, "b f"]:
@@ -131,6 +134,25 @@ class GroupNorm(nn.Module):
         count = jnp.maximum(member.sum(-1), 1)[..., None]
         each = jnp.einsum("bef,bfg->beg", member, values) / count
         return jnp.einsum("bef,beg->bfg", member, each)
+
+
+class Dropout(nn.Module):
+    """In training, features are 0 with a probability of `rate`, the others larger by as much.
+
+    Which ones follows from the collection 'dropout', this layer, the example, its visit and frame:
+    from none of its neighbours.
+    """
+
+    rate: Fraction
+
+    @nn.compact
+    def __call__(self, x: Video, clip: Clip) -> Video:
+        if self.rate == 0 or not clip.train:
+            return x
+        frames = clip.frames.replace(x=x.reshape(*x.shape[:2], -1))
+        draw = frames.white(frames.keys(jax.random.bits(self.make_rng("dropout")), "dropout"))
+        stay = (draw > ndtri(self.rate)).reshape(x.shape)
+        return jnp.where(stay, x / (1 - self.rate), 0)
 
 
 class Convolution(nn.Module):

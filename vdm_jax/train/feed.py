@@ -80,7 +80,9 @@ def to_carrier(
         ids=arrays["text"], segment=arrays["text_segment"], position=arrays["text_position"],
         features=arrays.get("text_features"),
     )  # fmt: skip
-    return batch, {"text": text, "fps": arrays["fps"]}
+    # Data are what no guidance makes; a student that is told of guidance hears of it elsewhere.
+    raw = {"text": text, "fps": arrays["fps"], "guidance": jnp.ones_like(arrays["fps"])}
+    return batch, raw
 
 
 def _halves(patches: Array, channels: int) -> tuple[Array, Array]:

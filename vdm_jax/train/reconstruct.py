@@ -46,7 +46,7 @@ def reconstruct(
     def look(params, arrays, t):
         batch, raw = to_stage(arrays, run.stage)
         shape = (*batch.examples.valid.shape, 1)
-        at = run.stage.process.on(batch).level(jnp.full(shape, t))
+        at = run.stage.learnt_process(params).on(batch).level(jnp.full(shape, t))
         eps = run.stage.prior(batch.keys(run.seed, "reconstruction"), batch)
         x_t = run.stage.process.noise(batch.x, eps, jax.tree.map(batch.spread, at))
         denoiser = run.stage.denoiser

@@ -23,6 +23,7 @@ from vdm_jax.parallel.rules import TABLES, mesh_axes
 from vdm_jax.requests import size_problems
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import Optimizer
+from vdm_jax.train.surgery import Inherit
 from vdm_jax.types import Count, Natural
 
 
@@ -47,6 +48,7 @@ class Run:
       rules: name of the table that maps logical axes to mesh axes (`parallel/rules.py`).
       skip_limit: so many non-finite steps in a row end the run with exit code 5.
       validation_rows: rows of the held-out batch; 0 for none.
+      inherit: where its first weights come from; None begins afresh, or where `--init` says.
       credit: whose pictures the data are; written below the run's own picture.
       wandb: arguments of `wandb.init` (project, name ...) to log there too.
     """
@@ -70,6 +72,7 @@ class Run:
     sample_every: Natural = 0
     prompts: tuple[Prompt, ...] = ()
     skip_limit: Count = 20
+    inherit: Inherit | None = None
     credit: str = ""
     wandb: Mapping[str, str] | None = None
     knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -77,6 +80,7 @@ class Run:
     def problems(self, devices: int) -> list[str]:
         """Everything wrong with this run on so many devices, one sentence each."""
         found = self.stage.problems()
+        found += self.objective.problems(self.stage) if not found else []
         try:
             data, fsdp, seq, tensor = sizes_of(self.mesh, devices)
         except UserError as error:
