@@ -19,6 +19,7 @@ from vdm_jax.nets.clip import Clip, Dropout, HeadCount, HeadWidth, TimeConvoluti
 from vdm_jax.nets.context import contexts
 from vdm_jax.nets.positions import Sincos
 from vdm_jax.nets.relative import Shaw, T5Bias
+from vdm_jax.nets.remat import REMAT
 from vdm_jax.nets.spatial import Norm
 from vdm_jax.nets.temporal import Temporal
 from vdm_jax.nets.unet3d import ImageUNet, UNet3D
@@ -374,6 +375,26 @@ def counted(network, text):
     cond = Cond(tokens={"text": words})
     shapes = jax.eval_shape(network.init, jax.random.key(0), batch, time, cond)
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", sorted(set(REMAT) - {"none"}))
+def test_what_is_computed_again_changes_nothing(remat):
+    """... but the program convolves more often, once for each level of each way."""
+    given = rows(((0, 3), (1, 1)))
+    params = prepared(("attention",))[1]
+
+    def program(remat):
+        network = unet("attention").clone(remat=remat)
+        slope = jax.grad(lambda params: jnp.square(network.apply(params, *given) - 1).sum())
+        compiled = quick(slope).lower(params).compile()
+        return compiled(params), compiled.as_text().count(" convolution(")
+
+    (truth, once), (found, again) = program("none"), program(remat)
+    for one, other in zip(*map(jax.tree.leaves, (found, truth)), strict=True):
+        scale = max(1.0, float(jnp.abs(other).max()))
+        np.testing.assert_allclose(one / scale, other / scale, atol=1e-5)
+    assert again > once
 
 
 @pytest.mark.parametrize("resample", ["after", "before"])

@@ -51,6 +51,16 @@ class Clip:
     def segment(self) -> Int[Array, "b f"]:
         return self.frames.segment
 
+    def average(self, values: Float[Array, "b f *rest"]) -> Float[Array, "b f *rest"]:
+        """In place of each frame's values, their mean over the frames of its example; 0 on padding.
+
+        A sum and no product: those a TPU would round to bfloat16.
+        """
+        there = (self.segment > 0)[:, None]
+        same = (self.segment[:, :, None] == self.segment[:, None]) & there
+        share = same / jnp.maximum(same.sum(-1, keepdims=True), 1)
+        return (share.reshape(*share.shape, *(1,) * (values.ndim - 2)) * values[:, None]).sum(2)
+
 
 def as_tokens(batch: Frames) -> Packed:
     """Frames as tokens of width 0 at (t, 0, 0), of grids (t, 1, 1)."""
@@ -118,22 +128,17 @@ class GroupNorm(nn.Module):
         if c % self.groups:
             raise UserError(f"{c} channels do not divide into {self.groups} groups of a norm.")
         wide = x.astype(jnp.float32).reshape(b, f, h * w, self.groups, -1)
-        mean = self._pooled(wide.mean((2, 4)), clip)
-        centred = wide - mean[:, :, None, :, None]
-        variance = self._pooled(jnp.square(centred).mean((2, 4)), clip)
-        out = centred * jax.lax.rsqrt(variance + self.eps)[:, :, None, :, None]
-        out = out.reshape(x.shape) * parameter(self, "scale", ONE, (self.axis,), (c,))
-        return (out + parameter(self, "bias", ZERO, (self.axis,), (c,))).astype(x.dtype)
-
-    def _pooled(self, values: Float[Array, "b f g"], clip: Clip) -> Float[Array, "b f g"]:
-        if self.over == "frame":
-            return values
-        if self.over != "clip":
+        mean = wide.mean((2, 4), keepdims=True)
+        variance = jnp.square(wide - mean).mean((2, 4), keepdims=True)
+        if self.over == "clip":
+            own = mean
+            mean = clip.average(own)
+            variance = clip.average(variance + jnp.square(own - mean))
+        elif self.over != "frame":
             raise UserError(f"a norm's scope is '{self.over}'; use 'frame' or 'clip'.")
-        member = clip.frames.membership()
-        count = jnp.maximum(member.sum(-1), 1)[..., None]
-        each = jnp.einsum("bef,bfg->beg", member, values) / count
-        return jnp.einsum("bef,beg->bfg", member, each)
+        out = ((wide - mean) * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        out = out * parameter(self, "scale", ONE, (self.axis,), (c,))
+        return (out + parameter(self, "bias", ZERO, (self.axis,), (c,))).astype(x.dtype)
 
 
 class Dropout(nn.Module):

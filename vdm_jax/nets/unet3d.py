@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from vdm_jax.axes import CONDITION, EMBED, PATCH
@@ -101,6 +102,7 @@ class _Part(nn.Module):
 
     def residual(self, x: Video, clip: Clip, nth: int) -> Video:
         image, act = self.image, self.act(clip)
+        x = checkpoint_name(x, "block")
         common: dict[str, Any] = dict(norm=image.norm, time=image.time, gain=image.gain)
         block = ResBlock(
             self.features, **common, dropout=image.dropout, dtype=self.dtype, name=f"res_{nth}"
