@@ -21,7 +21,7 @@ from vdm_jax.axes import CONDITION, EMBED, HEAD_DIM, HEADS, ROW, TEXT, TOKEN
 from vdm_jax.config import UserError
 from vdm_jax.kernels import attend
 from vdm_jax.nets.layers import XAVIER, ZERO, LayerNorm, RMSNorm, dense
-from vdm_jax.nets.patterns import Groups, take
+from vdm_jax.nets.patterns import Groups, permute, take
 from vdm_jax.nets.positions import rotate
 from vdm_jax.types import Count
 
@@ -44,8 +44,8 @@ class SelfAttention(nn.Module):
         self, x: Float[Array, "b n d"], groups: Groups, angles: Float[Array, "b n half"] | None
     ) -> Float[Array, "b n d"]:
         ids = groups.id
-        if groups.order is not None:
-            x = take(x, groups.order)
+        if groups.order is not None and groups.inverse is not None:
+            x = permute(x, groups.order, groups.inverse)
             angles = None if angles is None else take(angles, groups.order)
         q, k, v = (project(x, name, self.heads, self.dtype) for name in ("query", "key", "value"))
         q, k = normalise(q, k, self.qk_norm)
@@ -54,7 +54,9 @@ class SelfAttention(nn.Module):
         report_max_logit(self, q, k, ids, ids)
         out = attend(q, k, v, q_group=ids, kv_group=ids, backend=self.backend)
         out = merge(out, x.shape[-1], self.dtype)
-        return out if groups.inverse is None else take(out, groups.inverse)
+        if groups.order is None or groups.inverse is None:
+            return out
+        return permute(out, groups.inverse, groups.order)
 
 
 class CrossAttention(nn.Module):
