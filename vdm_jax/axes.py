@@ -4,7 +4,8 @@ from __future__ import annotations
 
 # Activations
 ROW = "row"  # rows of a packed batch, or videos of a dense one
-TOKEN = "token"  # video tokens of a row
+TOKEN = "token"  # video tokens of a row, or its frames
+PLACE = "place"  # places of a picture, each in all frames of a row: instead of frames
 TEXT = "text"  # text tokens of a row
 SEGMENT = "segment"  # examples of a row
 
@@ -23,6 +24,7 @@ NAMES = frozenset(
     {
         ROW,
         TOKEN,
+        PLACE,
         TEXT,
         SEGMENT,
         EMBED,

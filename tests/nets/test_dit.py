@@ -29,11 +29,12 @@ from vdm_jax.config import UserError
 from vdm_jax.kernels import attend
 from vdm_jax.nets import attention
 from vdm_jax.nets.cost import multiply_adds
-from vdm_jax.nets.dit import REMAT, DiT
+from vdm_jax.nets.dit import DiT
 from vdm_jax.nets.layers import LayerNorm, Mlp, RMSNorm, SwiGlu, TimeEmbedding
 from vdm_jax.nets.modulation import PerBlock, Shared
 from vdm_jax.nets.patterns import Groups, Pattern, Spatial, Temporal, Window, take
 from vdm_jax.nets.positions import Rotary, Sincos
+from vdm_jax.nets.remat import REMAT
 from vdm_jax.parallel import rules
 
 SIZES = {  # layers, width, heads -> multiply-adds at 8, 4, 2 cells a patch; parameters at 2

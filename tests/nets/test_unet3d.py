@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,9 @@ from vdm_jax.batch import Examples, Frames
 from vdm_jax.cond import Cond, Tokens
 from vdm_jax.config import UserError
 from vdm_jax.nets import spatial, temporal
+from vdm_jax.nets.channels import Affine, Shift
 from vdm_jax.nets.clip import Clip, HeadCount, HeadWidth, TimeConvolution, as_tokens
+from vdm_jax.nets.context import contexts
 from vdm_jax.nets.positions import Sincos
 from vdm_jax.nets.relative import Shaw, T5Bias
 from vdm_jax.nets.spatial import Norm
@@ -24,8 +27,21 @@ CHANNELS, SIDE, WIDTH, TEXT = 3, 8, 8, 6
 BY_FRAME, BY_CLIP = Norm(groups=4), Norm(groups=4, scope="clip")
 HEADS = HeadCount(2)
 PARTS = {
-    "pseudo3d": Temporal(part=temporal.Pseudo3d(), at="after_conv"),
-    "convolutions": Temporal(part=temporal.Convolutions(norm=BY_CLIP), at="after_res"),
+    "pseudo3d": Temporal(part=temporal.Pseudo3d(), at="after_conv", levels=()),
+    "convolutions": Temporal(
+        part=temporal.Convolutions(norm=BY_CLIP), at="after_res", middle=False
+    ),
+    "residual": Temporal(
+        part=temporal.Mixed(part=temporal.Residual(norm=BY_CLIP)), at="after_res", levels=()
+    ),
+    "held": Temporal(
+        part=temporal.Mixed(
+            part=temporal.Attention(heads=HEADS, init="random"), weight="held", start=1.0
+        ),
+        at="after_block",
+    ),
+    "affine": Temporal(part=Affine(frames=3), at="after_level"),
+    "shift": Temporal(part=Shift(by=(1, -1, 0, 2)), at="after_conv_in"),
     "attention": Temporal(
         part=temporal.Attention(heads=HEADS, position=Sincos(axes="t")), at="after_sa"
     ),
@@ -75,7 +91,7 @@ def rows(*layout, frames=6, seed=0, filler=0.0):
 
 def image(**changes):
     block = spatial.Transformer(heads=HEADS, norm=BY_FRAME, cross=("text",))
-    sizes = dict(width=WIDTH, mults=(1,), blocks=1, follow=(block,), middle=block, norm=BY_FRAME)
+    sizes = dict(width=WIDTH, mults=(1,), blocks=1, follow=(None,), middle=block, norm=BY_FRAME)
     return ImageUNet(**sizes | changes)
 
 
@@ -138,10 +154,11 @@ def without_time(params):
 
 
 QUICK = {"attention", "pseudo3d"}
+INFLATED = [part for part in EVERY if part != "shift"]  # which has nothing to learn
 
 
 @pytest.mark.parametrize(
-    "part", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in EVERY]
+    "part", [p if p in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in INFLATED]
 )
 def test_inflation_is_the_identity(part):
     """Law 4: with fresh parts a video model is the image model on each frame; not so trained."""
@@ -191,11 +208,12 @@ def test_without_positions_the_order_of_frames_is_no_matter():
     given, (batch, time, cond) = rows(((0, 5),), frames=5), rows(((0, 5),), frames=5)
     order = jnp.asarray([3, 0, 4, 1, 2])
     turned = batch.replace(x=batch.x[:, order])
-    apply, params = prepared(("transformer",))
-    np.testing.assert_allclose(
-        apply(params, turned, time, cond), apply(params, *given)[:, order], atol=2e-5
-    )
-    for part in ("attention", "shaw", "t5", "pseudo3d"):
+    for part in ("transformer", "held"):
+        apply, params = prepared((part,))
+        np.testing.assert_allclose(
+            apply(params, turned, time, cond), apply(params, *given)[:, order], atol=2e-5
+        )
+    for part in ("attention", "shaw", "t5", "pseudo3d", "affine", "shift"):
         apply, params = prepared((part,))
         off = apply(params, turned, time, cond) - apply(params, *given)[:, order]
         assert np.abs(off).max() > 1e-3
@@ -231,6 +249,103 @@ def test_a_convolution_in_time_is_numpy_s():
         )
         np.testing.assert_allclose(found[0, :4, 3, 5, out], truth + bias[out], atol=1e-5)
     np.testing.assert_allclose(found[0, 4], batch.x[0, 4] @ kernel[1] + bias, atol=1e-5)
+
+
+def alone(part, x, batch, params=None):
+    """(what a part makes of x by itself, its fresh parameters)."""
+
+    class Around(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            tokens = as_tokens(batch)
+            clip = Clip(tokens, jnp.zeros((*batch.segment.shape, 1)), batch.segment > 0, {})
+            return part(x, clip, name="part", dtype="float32")
+
+    network = Around()
+    params = params or meta.unbox(network.init(jax.random.key(0), x))
+    return network.apply(params, x), params
+
+
+def test_a_shift_moves_channels_between_frames_of_an_example():
+    batch, *_ = rows(((0, 4), (1, 2)))
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 6, 2, 2, 4)), jnp.float32)
+    found, _ = alone(Shift(by=(1, -1, 0, 2)), x, batch)
+    for channel, by in enumerate((1, -1, 0, 2)):
+        for clip in (slice(0, 4), slice(4, 6)):
+            series, count = np.asarray(x)[0, clip, ..., channel], clip.stop - clip.start
+            truth = np.zeros_like(series)
+            for frame in range(count):
+                if 0 <= frame - by < count:
+                    truth[frame] = series[frame - by]
+            np.testing.assert_array_equal(found[0, clip, ..., channel], truth)
+    back, _ = alone(Shift(by=(-1, 1, 0, 0)), found[..., :4].at[..., 3].set(x[..., 3]), batch)
+    np.testing.assert_array_equal(back[0, 1:3], x[0, 1:3])  # the clip's interior
+    with pytest.raises(UserError, match="4 channels do not divide into the 3 portions"):
+        alone(Shift(by=(1, 0, 0)), x, batch)
+
+
+def test_a_scale_for_each_frame_counts_frames_of_its_example():
+    batch, *_ = rows(((0, 4), (1, 2)))
+    table = {"scale": jnp.arange(9.0).reshape(3, 3), "bias": -jnp.ones((3, 3))}
+    found, _ = alone(Affine(frames=3), batch.x, batch, {"params": {"part": table}})
+    for frame, own in enumerate((0, 1, 2, 2, 0, 1)):
+        truth = np.asarray(batch.x)[0, frame] * (3 * own + np.arange(3)) - 1
+        np.testing.assert_allclose(found[0, frame], truth, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", ["sigmoid", "held"])
+def test_a_mixture_is_what_it_says(weight):
+    batch, *_ = rows(((0, 6),))
+    part = temporal.Mixed(part=Shift(by=(1,)), weight=weight, start=0.3)
+    found, params = alone(part, batch.x, batch)
+    x = np.asarray(batch.x)[0]
+    np.testing.assert_allclose(found[0, 1:], 0.3 * x[1:] + 0.7 * x[:-1], atol=1e-6)
+
+    def at(value):
+        given = jax.tree.map(lambda leaf: jnp.full_like(leaf, value), params)
+        return alone(part, batch.x, batch, given)[0][0, 1, 0, 0, 0]
+
+    rise = x[1, 0, 0, 0] - x[0, 0, 0, 0]
+    if weight == "held":
+        np.testing.assert_allclose(at(1.5), x[1, 0, 0, 0], atol=1e-6)
+        for value in (1.0, 1.5):
+            np.testing.assert_allclose(jax.grad(at)(value), rise, rtol=1e-5)
+    else:
+        share = 1 / (1 + np.exp(-1))
+        np.testing.assert_allclose(jax.grad(at)(1.0), rise * share * (1 - share), rtol=1e-5)
+
+
+def test_attention_to_words_alone_is_numpy_s():
+    """A block without attention in the picture: queries of places, keys and values of words."""
+    batch, _, cond = rows(((0, 4), (1, 2)))
+    block = spatial.Cross(heads=HEADS, norm=Norm(groups=2), cross=("text",))
+    x = jnp.asarray(np.random.default_rng(4).normal(size=(1, 6, 2, 2, 4)), jnp.float32)
+    tokens = as_tokens(batch)
+
+    class Around(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            context = contexts(("text",), tokens, cond)
+            clip = Clip(tokens, jnp.zeros((1, 6, 1)), batch.segment > 0, context)
+            return block(x, clip, lambda place, x, nth=0: x, name="block", dtype="float32")
+
+    params = random_like(meta.unbox(jax.eval_shape(Around().init, jax.random.key(0), x)))
+    params["params"]["block"]["norm_text"] = {"scale": jnp.ones(4), "bias": jnp.zeros(4)}
+    found = Around().apply(params, x)
+    layer = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"]["block"])
+    layer, words = layer["cross_text"], np.asarray(cond.tokens["text"].x, np.float64)[0]
+    for frame, mine in ((1, words[:2]), (5, words[2:4])):
+        groups = np.asarray(x, np.float64)[0, frame].reshape(4, 2, 2)  # places, groups, channels
+        centred = groups - groups.mean((0, 2), keepdims=True)
+        normed = centred / np.sqrt(np.square(centred).mean((0, 2), keepdims=True) + 1e-5)
+        q, k, v = (
+            (source @ layer[name]["kernel"]).reshape(-1, 2, 2)
+            for source, name in ((normed.reshape(4, 4), "query"), (mine, "key"), (mine, "value"))
+        )
+        p = np.exp(np.einsum("nhd,mhd->hnm", q, k) / np.sqrt(2))
+        seen = np.einsum("hnm,mhd->nhd", p / p.sum(-1, keepdims=True), v).reshape(4, 4)
+        truth = x[0, frame].reshape(4, 4) + seen @ layer["out"]["kernel"] + layer["out"]["bias"]
+        np.testing.assert_allclose(found[0, frame].reshape(4, 4), truth, atol=2e-5)
 
 
 def test_modelscope_has_its_published_size():

@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.blocks import EXAMPLE
 from experiments import sora
 from vdm_jax.config import build
-from vdm_jax.nets.dit import REMAT
+from vdm_jax.nets.remat import REMAT
 from vdm_jax.plan import work
 from vdm_jax.plan.machine import evaluations
 from vdm_jax.plan.mix import STAND_IN, Mix, arrays, mix_of

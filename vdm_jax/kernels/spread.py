@@ -94,10 +94,10 @@ def attend(
     def spec(tokens: Axes, heads: Axes = ()) -> PartitionSpec:
         return PartitionSpec(over.rows, tokens, *([heads] if heads else []))
 
-    n, fill = q.shape[1], functools.partial(_fill, multiple=devices(over.queries))
-    q, q_group = fill(q), fill(q_group, value=FILLER)
+    n, full = q.shape[1], functools.partial(fill, axis=1, multiple=devices(over.queries))
+    q, q_group = full(q), full(q_group, value=FILLER)
     if over.keys:
-        k, v, kv_group = fill(k), fill(v), fill(kv_group, value=FILLER)
+        k, v, kv_group = full(k), full(v), full(kv_group, value=FILLER)
     queries, keys = spec(over.queries, over.heads), spec(over.keys, over.heads)
     out = jax.shard_map(
         on,
@@ -132,14 +132,15 @@ def devices(axes: Axes) -> int:
     return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
 
 
+def fill(x: Array, axis: int, multiple: int, value: int = 0) -> Array:
+    """x, filled up at the end of an axis to a multiple."""
+    widths = [(0, -size % multiple if at == axis else 0) for at, size in enumerate(x.shape)]
+    return jnp.pad(x, widths, constant_values=value)
+
+
 def _dividing(name: str, size: int) -> Axes:
     axes = mesh_axes(name)
     return axes if size % devices(axes) == 0 else ()
-
-
-def _fill(x: Array, *, multiple: int, value: int = 0) -> Array:
-    widths = [(0, -x.shape[1] % multiple if axis == 1 else 0) for axis in range(x.ndim)]
-    return jnp.pad(x, widths, constant_values=value)
 
 
 def _here(way: str | None, kernel: Kernel, axes: Axes, *arguments: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Multi-head self-attention and cross-attention on packed rows, over `kernels.attend`.
+"""Multi-head attention, over `kernels.attend`: of packed rows, and of tokens in any layout.
 
 Queries and keys may be normalised per head (RMS, learnt scale) before they are rotated: without it
 logits grow in deep networks trained in bfloat16 (Dehghani et al. 2023; Esser et al. 2024).
@@ -9,6 +9,9 @@ costs no matrix of scores. It is fp32 and carries no gradient.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,6 +27,9 @@ from vdm_jax.nets.layers import XAVIER, ZERO, LayerNorm, RMSNorm, dense
 from vdm_jax.nets.patterns import Groups, permute, take
 from vdm_jax.nets.positions import rotate
 from vdm_jax.types import Count
+
+Names = tuple[str | None, ...]
+Meet = Callable[[Array, Array, Array], Array]  # queries, keys and values of all heads
 
 
 class SelfAttention(nn.Module):
@@ -81,10 +87,8 @@ class CrossAttention(nn.Module):
     ) -> Float[Array, "b n d"]:
         width = x.shape[-1]
         q = project(LayerNorm(affine=True, name="norm")(x), "query", self.heads, self.dtype)
-        k, v = (
-            project(context, name, self.heads, self.dtype, width=width, axes=(TEXT, CONDITION))
-            for name in ("key", "value")
-        )
+        text: dict[str, Any] = dict(width=width, tokens=(TEXT,), features=CONDITION)
+        k, v = (project(context, name, self.heads, self.dtype, **text) for name in ("key", "value"))
         q, k = normalise(q, k, self.qk_norm)
         report_max_logit(self, q, k, q_group, kv_group)
         out = attend(
@@ -93,28 +97,60 @@ class CrossAttention(nn.Module):
         return merge(out, width, self.dtype, init=ZERO)
 
 
+class MultiHead(nn.Module):
+    """Queries of `x` and keys and values of `context`, met as `meet` does; only the layer out has a
+    bias.
+
+    Attributes:
+      start: of the layer out.
+      tokens: logical names of the axes of x between rows and features.
+      context: those of `context`, and of its features; None are those of x.
+    """
+
+    heads: Count
+    dtype: str
+    start: Initializer = XAVIER
+    tokens: Names = (TOKEN,)
+    context: tuple[Names, str] | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b *n c"], context: Float[Array, "b *m e"], meet: Meet
+    ) -> Float[Array, "b *n c"]:
+        width = x.shape[-1]
+        tokens, features = self.context or (self.tokens, EMBED)
+        common: dict[str, Any] = dict(heads=self.heads, dtype=self.dtype, bias=False)
+        q = project(x, "query", tokens=self.tokens, **common)
+        k, v = (
+            project(context, name, width=width, tokens=tokens, features=features, **common)
+            for name in ("key", "value")
+        )
+        return merge(meet(q, k, v), width, self.dtype, init=self.start)
+
+
 def project(
-    x: Float[Array, "b n c"],
+    x: Float[Array, "b *n c"],
     name: str,
     heads: int,
     dtype: str,
     *,
     width: int | None = None,
-    axes: tuple[str, str] = (TOKEN, EMBED),
-) -> Float[Array, "b n h d"]:
-    """Queries, keys or values of every head; `axes` are those of the tokens and their features."""
-    tokens, features = axes
-    out = dense(width or x.shape[-1], (features, HEADS), name=name, dtype=dtype)(x)
-    out = out.reshape(*out.shape[:2], heads, -1)
-    return nn.with_logical_constraint(out, (ROW, tokens, HEADS, HEAD_DIM))
+    tokens: Names = (TOKEN,),
+    features: str = EMBED,
+    bias: bool = True,
+) -> Float[Array, "b *n h d"]:
+    """Queries, keys or values of every head; `tokens` and `features` name the axes of x."""
+    out = dense(width or x.shape[-1], (features, HEADS), name=name, dtype=dtype, bias=bias)(x)
+    out = out.reshape(*out.shape[:-1], heads, -1)
+    return nn.with_logical_constraint(out, (ROW, *tokens, HEADS, HEAD_DIM))
 
 
 def merge(
-    out: Float[Array, "b n h d"], width: int, dtype: str, init: Initializer = XAVIER
-) -> Float[Array, "b n width"]:
+    out: Float[Array, "b *n h d"], width: int, dtype: str, init: Initializer = XAVIER
+) -> Float[Array, "b *n width"]:
     """The output layer over all heads."""
     out = checkpoint_name(out, "attention")
-    flat = out.reshape(*out.shape[:2], -1)
+    flat = out.reshape(*out.shape[:-2], -1)
     return dense(width, (HEADS, EMBED), name="out", dtype=dtype, init=init)(flat)
 
 

@@ -1,8 +1,7 @@
 """What the blocks of a video UNet share: rows of frames, norms and convolutions over them.
 
-Spatial work is folded: a convolution or an attention of pictures sees (b f) of them, which runs
-twice as fast as 1 x 3 x 3 kernels do. Work in time never passes from one example of a row to the
-next, and leaves stills as they are.
+Convolutions are folded: they see (b f) pictures, which runs twice as fast as 1 x 3 x 3 kernels do.
+Work in time never passes from one example of a row to the next, and leaves stills as they are.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ from flax import struct
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.axes import EMBED
+from vdm_jax.axes import EMBED, ROW, TOKEN
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.config import UserError
 from vdm_jax.nets.context import Context
-from vdm_jax.nets.layers import ONE, XAVIER, ZERO, parameter
+from vdm_jax.nets.gathered import apply, product
+from vdm_jax.nets.layers import ONE, XAVIER, ZERO, AxisNames, parameter
 from vdm_jax.types import Count, Positive, Video
 
 Scope = Literal["frame", "clip"]
@@ -105,6 +105,7 @@ class GroupNorm(nn.Module):
     groups: Count = 32
     eps: Positive = 1e-5
     over: Scope = "frame"
+    axis: str = EMBED
 
     @nn.compact
     def __call__(self, x: Video, clip: Clip) -> Video:
@@ -117,8 +118,8 @@ class GroupNorm(nn.Module):
         centred = wide - mean[:, :, None, :, None]
         variance = self._pooled(jnp.square(centred).mean((2, 4)), clip)
         out = centred * jax.lax.rsqrt(variance + self.eps)[:, :, None, :, None]
-        out = out.reshape(x.shape) * parameter(self, "scale", ONE, (EMBED,), (c,))
-        return (out + parameter(self, "bias", ZERO, (EMBED,), (c,))).astype(x.dtype)
+        out = out.reshape(x.shape) * parameter(self, "scale", ONE, (self.axis,), (c,))
+        return (out + parameter(self, "bias", ZERO, (self.axis,), (c,))).astype(x.dtype)
 
     def _pooled(self, values: Float[Array, "b f g"], clip: Clip) -> Float[Array, "b f g"]:
         if self.over == "frame":
@@ -140,29 +141,32 @@ class Convolution(nn.Module):
     """
 
     features: Count
-    axes: tuple[str | None, str | None]
+    axes: AxisNames
     size: Count = 3
     stride: Count = 1
     start: Initializer = XAVIER
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x: Video) -> Video:
-        b, f = x.shape[:2]
-        layer = nn.Conv(
-            self.features,
-            (self.size, self.size),
-            strides=self.stride,
-            # Of even sizes 'SAME' pads one side more than networks trained elsewhere do.
-            padding=self.size // 2,
-            dtype=jnp.dtype(self.dtype),
-            param_dtype=jnp.float32,
-            kernel_init=nn.with_logical_partitioning(self.start, (None, None, *self.axes)),
-            bias_init=nn.with_logical_partitioning(ZERO, self.axes[1:]),
-            name="kernel",
-        )
-        out = layer(x.reshape(b * f, *x.shape[2:]))
-        return out.reshape(b, f, *out.shape[1:])
+    def __call__(self, x: Video, clip: Clip | None = None) -> Video:
+        """Nothing of `clip` matters to it."""
+        del clip
+        kernel, bias = _weights(self, (self.size, self.size, x.shape[-1], self.features))
+        axes = (None, None, *self.axes)
+
+        def convolve(x: Array, kernel: Array) -> Array:
+            b, f = x.shape[:2]
+            out = jax.lax.conv_general_dilated(
+                x.reshape(b * f, *x.shape[2:]),
+                kernel,
+                (self.stride, self.stride),
+                # Of even sizes 'SAME' pads one side more than networks trained elsewhere do.
+                [(self.size // 2, self.size // 2)] * 2,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+            return out.reshape(b, f, *out.shape[1:])
+
+        return apply(convolve, x.astype(self.dtype), kernel, axes, (ROW, TOKEN)) + bias
 
 
 class TimeConvolution(nn.Module):
@@ -174,7 +178,7 @@ class TimeConvolution(nn.Module):
     """
 
     features: Count
-    axes: tuple[str | None, str | None]
+    axes: AxisNames
     size: Count = 3
     start: Initializer = XAVIER
     dtype: str = "float32"
@@ -185,12 +189,24 @@ class TimeConvolution(nn.Module):
         if self.size % 2 == 0:
             raise UserError(f"a convolution in time has size {self.size}; it must be odd.")
         shape = (self.size, x.shape[-1], self.features)
-        kernel = parameter(self, "kernel", self.start, (None, *self.axes), shape)
-        bias = parameter(self, "bias", ZERO, self.axes[1:], (self.features,))
-        reach = range(-(self.size // 2), self.size // 2 + 1)
-        seen = jnp.concatenate([moved(x, clip.segment, by) for by in reach], axis=-1)
-        seen, kernel = seen.astype(self.dtype), kernel.astype(self.dtype)
-        return seen @ kernel.reshape(-1, self.features) + bias.astype(self.dtype)
+        kernel, bias = _weights(self, shape)
+        x = x.astype(self.dtype)
+        # Tap by tap: of the channels of all taps in a row no device would have its share.
+        out = bias
+        for tap, weights in enumerate(kernel):
+            seen = moved(x, clip.segment, tap - self.size // 2)
+            out = out + product(seen, weights, self.axes)
+        return out
+
+
+def _weights(
+    module: Convolution | TimeConvolution, shape: tuple[int, ...]
+) -> tuple[Float[Array, "*taps c d"], Float[Array, " d"]]:
+    """Kernel and bias, in the dtype of the products."""
+    axes = (*(None,) * (len(shape) - 2), *module.axes)
+    kernel = parameter(module, "kernel", module.start, axes, shape)
+    bias = parameter(module, "bias", ZERO, axes[-1:], shape[-1:])
+    return kernel.astype(module.dtype), bias.astype(module.dtype)
 
 
 def moved(x: Video, segment: Int[Array, "b f"], by: int) -> Video:

@@ -18,7 +18,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
@@ -27,7 +26,7 @@ from jaxtyping import Array, Float
 from vdm_jax.axes import EMBED, LAYER, PATCH, ROW, TOKEN
 from vdm_jax.batch import Packed
 from vdm_jax.cond import Cond
-from vdm_jax.config import UserError, suggestion
+from vdm_jax.config import UserError
 from vdm_jax.nets.attention import CrossAttention, SelfAttention
 from vdm_jax.nets.context import Context, contexts
 from vdm_jax.nets.layers import ZERO, Activation, Gelu, LayerNorm, Mlp, TimeEmbedding, dense
@@ -35,23 +34,8 @@ from vdm_jax.nets.modulation import Modulation, PerBlock
 from vdm_jax.nets.patterns import Full, Groups, Pattern
 from vdm_jax.nets.positions import Position, Sincos
 from vdm_jax.nets.registers import Registers, remove
+from vdm_jax.nets.remat import remembered
 from vdm_jax.types import Count, Natural, PerExample, Positive
-
-SAVE = jax.checkpoint_policies
-# What the backward pass finds saved of a block; the rest it computes again. `offload` keeps it, the
-# block's own input too, in the host's memory, where long rows fit that the device's cannot hold.
-REMAT = {
-    "none": SAVE.everything_saveable,
-    "full": SAVE.nothing_saveable,
-    "dots": SAVE.dots_with_no_batch_dims_saveable,
-    "attention": SAVE.save_only_these_names("attention"),
-    "offload": SAVE.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=["block", "attention"],
-        offload_src="device",
-        offload_dst="pinned_host",
-    ),
-}
 
 
 @struct.dataclass
@@ -115,9 +99,7 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], around: Around) -> tuple[Array, None]:
-        made = Block
-        if self.remat != "none":
-            made = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=False)
+        made = remembered(Block, self.remat)
         for place in range(self.places):
             x = made(**self.block, place=place, name=f"block_{place}")(x, around)
         return x, None
@@ -133,7 +115,7 @@ class DiT(nn.Module):
       registers: learnt tokens per example (`registers.py`).
       cross: names of the condition's token sets that every block attends to, in this order.
       patterns: of attention; block i has the one at i modulo their number.
-      remat: a name of `REMAT`.
+      remat: a name of `remat.REMAT`, for each block.
       layers: 'scan' stacks the parameters of all units and compiles one; 'loop' keeps them apart.
       dtype: of the trunk's products; parameters and output are fp32.
       backend: of `kernels.attend`; None chooses.
@@ -210,8 +192,6 @@ class DiT(nn.Module):
             raise UserError(
                 f"depth {self.depth} is no multiple of the {len(self.patterns)} patterns."
             )
-        if self.remat not in REMAT:
-            raise UserError(f"there is no remat '{self.remat}'.{suggestion(self.remat, REMAT)}")
         if self.layers not in ("scan", "loop"):
             raise UserError(f"layers is '{self.layers}'; use 'scan' or 'loop'.")
         if batch.x.shape[-1] != self.patch_features:

@@ -86,7 +86,7 @@ class TextBlock(nn.Module):
         width = x.shape[-1]
         inner = LayerNorm(affine=True, name="attention_norm")(x)
         q, k, v = (
-            project(inner, name, self.heads, self.dtype, axes=(TEXT, EMBED))
+            project(inner, name, self.heads, self.dtype, tokens=(TEXT,))
             for name in ("query", "key", "value")
         )
         group = mask.astype(jnp.int32)

@@ -19,18 +19,35 @@ from jaxtyping import Array, Float, Int
 
 from vdm_jax.axes import ROW
 from vdm_jax.kernels import linear
-from vdm_jax.kernels.spread import Axes, devices, mesh_axes
+from vdm_jax.kernels.spread import Axes, devices, fill, mesh_axes
 
-Names = tuple[str | None, str | None]  # logical, of a kernel's axes
+Names = tuple[str | None, ...]  # logical, of an array's axes
 
 
 def product(
     x: Float[Array, "b *rest c"], kernel: Float[Array, "c d"], axes: Names
 ) -> Float[Array, "b *rest d"]:
     """x times `kernel`, whose logical axes are `axes`; in their dtype."""
-    if not any(_divided(x, kernel, axes)):
-        return linear.product(x, kernel)
-    return _by_rows(linear.product, x, kernel, axes)
+    return apply(linear.product, x, kernel, axes)
+
+
+def apply(
+    function: Callable[[Array, Array], Array],
+    x: Float[Array, "b *rest c"],
+    kernel: Float[Array, "*taps c d"],
+    axes: Names,
+    by: Names = (ROW,),
+) -> Float[Array, "b *rest d"]:
+    """`function` of x and a kernel whose logical axes are `axes`.
+
+    Args:
+      by: logical names of the first axes of x: along them `function` treats each entry by itself,
+        and so each device its own entries. Rows that do not divide are left to the compiler.
+    """
+    shares = _rows(x), *(mesh_axes(name) for name in by[1:] if name)
+    if any(shares[1:]) or any(_divided(x, kernel, axes)):
+        return _by_shares(function, x, kernel, axes, shares)
+    return function(x, kernel)
 
 
 def lookup(
@@ -45,14 +62,19 @@ def lookup(
     def read(ids: Array, table: Array) -> Array:
         return table[ids]
 
-    return _by_rows(read, ids, table, axes) if _rows(ids) else read(ids, table)
+    rows = _rows(ids)
+    return _by_shares(read, ids, table, axes, (rows,)) if rows else read(ids, table)
 
 
-def _by_rows(
-    function: Callable[[Array, Array], Array], x: Array, kernel: Array, axes: Names
+def _by_shares(
+    function: Callable[[Array, Array], Array],
+    x: Array,
+    kernel: Array,
+    axes: Names,
+    shares: tuple[Axes, ...],
 ) -> Array:
-    """`function` of each device's own rows and the whole kernel."""
-    rows, divided = _rows(x), _divided(x, kernel, axes)
+    """`function` of each device's share of x and the whole kernel; `shares`: of x's first axes."""
+    divided = _divided(x, kernel, axes)
 
     def here(x: Array, kernel: Array) -> Array:
         for axis, over in enumerate(divided):
@@ -60,13 +82,17 @@ def _by_rows(
                 kernel = jax.lax.all_gather(kernel, over, axis=axis, tiled=True)
         return function(x, kernel)
 
-    return jax.shard_map(
+    sizes = x.shape[: len(shares)]
+    for axis, over in enumerate(shares):
+        x = fill(x, axis, devices(over))
+    out = jax.shard_map(
         here,
-        in_specs=(PartitionSpec(rows), PartitionSpec(*divided)),
-        out_specs=PartitionSpec(rows),
-        axis_names=set(rows),
+        in_specs=(PartitionSpec(*shares), PartitionSpec(*divided)),
+        out_specs=PartitionSpec(*shares),
+        axis_names={name for over in shares for name in over},
         check_vma=False,
     )(x, kernel)
+    return out[tuple(map(slice, sizes))]
 
 
 def _rows(x: Array) -> Axes:

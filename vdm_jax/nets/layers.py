@@ -141,17 +141,35 @@ class SwiGlu:
         return 2
 
 
+@dataclasses.dataclass(frozen=True)
+class GeGlu:
+    """(x A + a) gelu(x B + b), the exact GELU (Shazeer 2020; Rombach et al. 2022)."""
+
+    def hidden(self, x, width, dtype):
+        gate = dense(width, (EMBED, MLP), name="gate", dtype=dtype)(x)
+        value = dense(width, (EMBED, MLP), name="up", dtype=dtype)(x)
+        return value * nn.gelu(gate, approximate=False)
+
+    def kernels(self) -> int:
+        return 2
+
+
 class Mlp(nn.Module):
-    """The feed-forward layer of a block: up, `activation`, down to the width it came from."""
+    """The feed-forward layer of a block: up, `activation`, down to the width it came from.
+
+    Attributes:
+      tokens: logical names of the axes of x between rows and features.
+    """
 
     hidden: Count
     activation: Activation = Gelu()
     dtype: str = "float32"
+    tokens: tuple[str | None, ...] = (TOKEN,)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def __call__(self, x: Float[Array, "b *n d"]) -> Float[Array, "b *n d"]:
         inner = self.activation.hidden(x, self.hidden, self.dtype)
-        inner = nn.with_logical_constraint(inner, (ROW, TOKEN, MLP))
+        inner = nn.with_logical_constraint(inner, (ROW, *self.tokens, MLP))
         return dense(x.shape[-1], (MLP, EMBED), name="down", dtype=self.dtype)(inner)
 
 

@@ -12,26 +12,28 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from vdm_jax.axes import HEAD_DIM, HEADS
 from vdm_jax.kernels import dense
 from vdm_jax.nets.layers import SMALL, XAVIER, parameter
 from vdm_jax.types import Count
 
-Meet = Callable[..., Array]
+Heads = Float[Array, "r f h d"]
 
 
 class Relative(Protocol):
-    def meet(
+    def tables(
         self, module: nn.Module, name: str, heads: int, features: int, at: Int[Array, "b f"]
-    ) -> Meet:
-        """What stands in for `kernels.attend`, its tables made in `module`; `at` numbers frames."""
+    ) -> Any:
+        """What is learnt of the distances in each row (b ...), in `module`; `at` numbers frames."""
+
+    def meet(self, q: Heads, k: Heads, v: Heads, ids: Int[Array, "r f"], tables: Any) -> Heads:
+        """What stands in for `kernels.attend`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,15 +44,13 @@ class T5Bias:
     buckets: Count = 32
     reach: Count = 32
 
-    def meet(self, module, name, heads, features, at):
+    def tables(self, module, name, heads, features, at):
         table = parameter(module, f"{name}_bias", SMALL, (None, HEADS), (self.buckets, heads))
-        bias = jnp.moveaxis(table[self.bucket(distance(at))], -1, 1)
+        return jnp.moveaxis(table[self.bucket(distance(at))], -1, 1)
 
-        def meet(q, k, v, *, q_group, kv_group):
-            each = jnp.repeat(bias, len(q) // len(bias), axis=0)
-            return dense.attend(q, k, v, q_group, kv_group, each)
-
-        return meet
+    def meet(self, q, k, v, ids, tables):
+        each = jnp.repeat(tables, len(q) // len(tables), axis=0)
+        return dense.attend(q, k, v, ids, ids, each)
 
     def bucket(self, distance: Int[Array, "..."]) -> Int[Array, "..."]:
         """Number of the bucket of a signed distance (ibid., section 2.1)."""
@@ -69,24 +69,23 @@ class Shaw:
 
     reach: Count = 16
 
-    def meet(self, module, name, heads, features, at):
+    def tables(self, module, name, heads, features, at):
         shape = (2 * self.reach + 1, features)
         to_keys, to_values = (
             parameter(module, f"{name}_{kind}", XAVIER, (None, HEAD_DIM), shape)
             for kind in ("keys", "values")
         )
         index = jnp.clip(distance(at), -self.reach, self.reach) + self.reach
+        return to_keys[index], to_values[index]
 
-        def meet(q, k, v, *, q_group, kv_group):
-            b, rows = len(at), (len(at), -1, *q.shape[1:])
-            a, c = to_keys[index], to_values[index]
-            scores = jnp.einsum("bsihd,bijd->bshij", q.reshape(rows), a) * q.shape[-1] ** -0.5
-            p = dense.weights(q, k, q_group, kv_group, scores.reshape(-1, *scores.shape[2:]))
-            out = jnp.einsum("rhij,rjhd->rihd", p, v)
-            told = jnp.einsum("bshij,bijd->bsihd", p.reshape(b, -1, *p.shape[1:]), c)
-            return (out + told.reshape(out.shape)).astype(q.dtype)
-
-        return meet
+    def meet(self, q, k, v, ids, tables):
+        a, c = tables
+        b, rows = len(a), (len(a), -1, *q.shape[1:])
+        scores = jnp.einsum("bsihd,bijd->bshij", q.reshape(rows), a) * q.shape[-1] ** -0.5
+        p = dense.weights(q, k, ids, ids, scores.reshape(-1, *scores.shape[2:]))
+        out = jnp.einsum("rhij,rjhd->rihd", p, v)
+        told = jnp.einsum("bshij,bijd->bsihd", p.reshape(b, -1, *p.shape[1:]), c)
+        return (out + told.reshape(out.shape)).astype(q.dtype)
 
 
 def distance(at: Int[Array, "b f"]) -> Int[Array, "b f f"]:

@@ -16,24 +16,29 @@ part does (`init`) is data: nothing at all, where an image model is to be inflat
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.nn.initializers import Initializer
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from vdm_jax.axes import EMBED
 from vdm_jax.config import UserError, suggestion
 from vdm_jax.kernels import attend
+from vdm_jax.nets.attention import MultiHead
 from vdm_jax.nets.clip import Clip, Heads, TimeConvolution, identity
-from vdm_jax.nets.layers import XAVIER, ZERO, LayerNorm, dense
+from vdm_jax.nets.folded import BY_PLACE, Flat, by_frame, by_place, through_time
+from vdm_jax.nets.layers import XAVIER, ZERO, GeGlu, LayerNorm, Mlp, dense, parameter
 from vdm_jax.nets.positions import Position, rotate
-from vdm_jax.nets.relative import Meet, Relative
-from vdm_jax.nets.spatial import GeGlu, MultiHead, Norm
-from vdm_jax.types import Count, Natural, Video
+from vdm_jax.nets.relative import Relative
+from vdm_jax.nets.spatial import Norm, ResBlock
+from vdm_jax.types import Count, Fraction, Natural, Video
 
 Place = Literal[
     "after_conv_in",
@@ -138,6 +143,41 @@ class Convolutions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Residual:
+    """A residual block whose convolutions are in time; it reads the noise level (Blattmann et al.
+    2023)."""
+
+    size: Count = 3
+    norm: Norm = BY_CLIP
+    init: Literal["zero", "random"] = "zero"
+
+    def __call__(self, x, clip, *, name, dtype):
+        convolution = functools.partial(TimeConvolution, size=self.size)
+        block = ResBlock(
+            x.shape[-1], self.norm, dtype=dtype, convolution=convolution, start=INIT[self.init],
+            name=name,
+        )  # fmt: skip
+        return block(x, clip, lambda place, x, nth=0: x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """a x + (1 - a) part(x): a learnt number says how much of the image model stays (ibid.).
+
+    Attributes:
+      weight: a is the 'sigmoid' of what is learnt, or that number itself held in [0, 1] ('held').
+      start: of a. Held, from 1, it lets nothing but itself learn until it has moved.
+    """
+
+    part: Part
+    weight: Literal["sigmoid", "held"] = "sigmoid"
+    start: Fraction = 0.5
+
+    def __call__(self, x, clip, *, name, dtype):
+        return _Mixed(self, dtype, name=name)(x, clip)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Attention:
     """Each place attends to itself in the frames of its example.
 
@@ -193,16 +233,42 @@ class _Convolutions(nn.Module):
         return x + inner
 
 
+class _Mixed(nn.Module):
+    record: Mixed
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Video, clip: Clip) -> Video:
+        """Raises: UserError, an unknown weight, or a start that no sigmoid has."""
+        record, start = self.record, self.record.start
+        if record.weight not in ("sigmoid", "held"):
+            raise UserError(f"a mixture's weight is '{record.weight}'; use 'sigmoid' or 'held'.")
+        sigmoid = record.weight == "sigmoid"
+        if sigmoid and not 0 < start < 1:
+            raise UserError(f"a mixture starts at {start}, which no sigmoid gives; use 'held'.")
+        learnt = math.log(start / (1 - start)) if sigmoid else start
+        a = parameter(self, "weight", nn.initializers.constant(learnt), (None,), (1,))
+        a = jax.nn.sigmoid(a) if sigmoid else held(a)
+        y = record.part(x, clip, name="part", dtype=self.dtype)
+        return (a * x + (1 - a) * y).astype(x.dtype)
+
+
+def held(a: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """a in [0, 1], with the slope of a everywhere: what has left can come back."""
+    return a + jax.lax.stop_gradient(jnp.clip(a, 0, 1) - a)
+
+
 class _Attention(nn.Module):
     record: Attention
     dtype: str
 
     @nn.compact
     def __call__(self, x: Video, clip: Clip) -> Video:
-        record = self.record
-        inner = LayerNorm(eps=1e-5, affine=True, name="norm")(x)
+        record, flat = self.record, flattened(x)
+        inner = LayerNorm(eps=1e-5, affine=True, name="norm")(flat)
         heads = record.heads(x.shape[-1])
-        return x + through_time(self, inner, clip, heads, INIT[record.init], "self")
+        out = flat + attention(self, inner, clip, heads, INIT[record.init], "self")
+        return by_frame(out.reshape(x.shape))
 
 
 class _Transformer(nn.Module):
@@ -214,44 +280,53 @@ class _Transformer(nn.Module):
         record, width = self.record, x.shape[-1]
         features = record.inner or width
         heads = record.heads(features)
-        inner = record.norm("norm")(x, clip)
+        inner = flattened(record.norm("norm")(x, clip))
         inner = dense(features, (EMBED, None), name="in", dtype=self.dtype)(inner)
         for i in range(2):
             normed = LayerNorm(eps=1e-5, affine=True, name=f"norm_{i}")(inner)
-            inner = inner + through_time(self, normed, clip, heads, XAVIER, f"self_{i}")
+            inner = inner + attention(self, normed, clip, heads, XAVIER, f"self_{i}")
         layer = LayerNorm(eps=1e-5, affine=True, name="norm_mlp")
-        inner = inner + GeGlu(self.dtype, name="mlp")(layer(inner))
+        mlp = Mlp(4 * features, GeGlu(), self.dtype, BY_PLACE, name="mlp")
+        inner = by_place(inner + mlp(layer(inner)))
         init = INIT[record.init]
-        return x + dense(width, (None, EMBED), name="out", dtype=self.dtype, init=init)(inner)
+        out = dense(width, (None, EMBED), name="out", dtype=self.dtype, init=init)(inner)
+        return by_frame(x + out.reshape(x.shape))
 
 
-def through_time(
+def flattened(x: Video) -> Flat:
+    """Places in a row, each device having its own in all frames."""
+    return by_place(rearrange(x, "b f h w c -> b f (h w) c"))
+
+
+def attention(
     module: _Attention | _Transformer,
-    x: Video,
+    x: Flat,
     clip: Clip,
     heads: int,
     init: Initializer,
     name: str,
-) -> Video:
+) -> Flat:
     """Attention of each place to itself in other frames, by a layer of `module` called `name`."""
-    record, (b, _, h, w, c) = module.record, x.shape
-    sites = h * w
-    angles = None
+    record, width = module.record, x.shape[-1] // heads
+    angles = tables = None
     if record.position is not None:
-        added = record.position.add(clip.frames, c)
-        x = x if added is None else x + added.astype(x.dtype)[:, :, None, None]
-        angles = record.position.angles(clip.frames, c // heads)
-    meet: Meet = attend
+        added = record.position.add(clip.frames, x.shape[-1])
+        x = x if added is None else x + added.astype(x.dtype)[:, :, None]
+        angles = record.position.angles(clip.frames, width)
     if record.relative is not None:
-        meet = record.relative.meet(module, name, heads, c // heads, clip.frames.position[..., 0])
+        at = clip.frames.position[..., 0]
+        tables = record.relative.tables(module, name, heads, width, at)
 
-    def turned(q: Array, k: Array, v: Array, **groups: Array) -> Array:
+    def meet(q: Array, k: Array, v: Array, ids: Array, told: Any) -> Array:
+        angles, tables = told
         if angles is not None:
-            at = jnp.repeat(angles, sites, axis=0)
-            q, k = rotate(q, at), rotate(k, at)
-        return meet(q, k, v, **groups)
+            turn = jnp.repeat(angles, len(q) // len(angles), axis=0)
+            q, k = rotate(q, turn), rotate(k, turn)
+        if record.relative is None:
+            return attend(q, k, v, q_group=ids, kv_group=ids)
+        return record.relative.meet(q, k, v, ids, tables)
 
-    rows = rearrange(x, "b f h w c -> (b h w) f c")
-    ids = jnp.repeat(clip.segment, sites, axis=0)
-    out = MultiHead(heads, module.dtype, init, meet=turned, name=name)(rows, rows, ids, ids)
-    return rearrange(out, "(b h w) f c -> b f h w c", b=b, h=h)
+    through = functools.partial(
+        through_time, segment=clip.segment, meet=meet, told=(angles, tables)
+    )
+    return MultiHead(heads, module.dtype, init, BY_PLACE, name=name)(x, x, through)

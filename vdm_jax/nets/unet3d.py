@@ -21,11 +21,12 @@ from jaxtyping import Array, Float
 from vdm_jax.axes import CONDITION, EMBED, PATCH
 from vdm_jax.batch import Frames
 from vdm_jax.cond import Cond
-from vdm_jax.config import UserError, suggestion
+from vdm_jax.config import UserError
 from vdm_jax.nets.clip import Clip, Convolution, as_tokens
 from vdm_jax.nets.context import contexts
-from vdm_jax.nets.dit import REMAT
+from vdm_jax.nets.folded import by_frame
 from vdm_jax.nets.layers import ZERO, TimeEmbedding, dense
+from vdm_jax.nets.remat import remembered
 from vdm_jax.nets.spatial import BY_FRAME, Block, Downsample, Insert, Norm, ResBlock, Upsample
 from vdm_jax.nets.temporal import MIDDLE, Temporal, insert
 from vdm_jax.types import Count, PerExample, Positive, Video
@@ -161,7 +162,7 @@ class UNet3D(nn.Module):
     Attributes:
       temporal: what acts in time, and where; of several at one place, in this order.
       cross: names of the condition's token sets that blocks attend to.
-      remat: a name of `REMAT`: what the backward pass finds saved of a level.
+      remat: a name of `remat.REMAT`, for each level of each way.
       dtype: of products; parameters and output are fp32.
     """
 
@@ -186,14 +187,14 @@ class UNet3D(nn.Module):
             `cross`.
         """
         del train
-        self._check()
         image = self.image
+        image.check()
         clip = self._clip(batch, time, cond)
         x = batch.x if cond.channels is None else jnp.concatenate([batch.x, cond.channels], axis=-1)
         there = (batch.segment > 0)[..., None, None, None]
         # Padding may hold anything, and 0 times nan is nan: it is put out before it meets a sum.
         x = jnp.where(there, x, 0)
-        x = Convolution(image.width, (PATCH, EMBED), dtype=self.dtype, name="conv_in")(x)
+        x = by_frame(Convolution(image.width, (PATCH, EMBED), dtype=self.dtype, name="conv_in")(x))
         x = insert(self.temporal, clip, 0, self.dtype, "after_conv_in", x)
         x = self._levels(x, clip)
         x = nn.silu(image.norm("norm_out")(x, clip))
@@ -203,7 +204,8 @@ class UNet3D(nn.Module):
     def _levels(self, x: Video, clip: Clip) -> Video:
         image = self.image
         common: dict[str, Any] = dict(image=image, temporal=self.temporal, dtype=self.dtype)
-        down, middle, up = (self._remembered(part) for part in (Down, Middle, Up))
+        parts: list[Any] = [remembered(part, self.remat) for part in (Down, Middle, Up)]
+        down, middle, up = parts
         left = []
         for level in range(image.levels):
             x, kept = down(**common, level=level, name=f"down_{level}")(x, clip)
@@ -213,11 +215,6 @@ class UNet3D(nn.Module):
             x = up(**common, level=level, name=f"up_{level}")(x, clip, left[level])
         return x
 
-    def _remembered(self, part: type[_Part]) -> Any:
-        if self.remat == "none":
-            return part
-        return nn.remat(part, policy=REMAT[self.remat], prevent_cse=False)
-
     def _clip(self, batch: Frames, time: PerExample, cond: Cond) -> Clip:
         frames = as_tokens(batch)
         c = TimeEmbedding(4 * self.image.width, self.image.width, name="time")(time, cond.pre_time)
@@ -226,8 +223,3 @@ class UNet3D(nn.Module):
             c = c + vector(cond.vector).astype(jnp.float32)[:, :, None]
         moving = batch.spread(batch.examples.grid[..., 0] > 1)[..., 0, 0, 0]
         return Clip(frames, batch.lookup(c), moving, contexts(self.cross, frames, cond))
-
-    def _check(self) -> None:
-        self.image.check()
-        if self.remat not in REMAT:
-            raise UserError(f"there is no remat '{self.remat}'.{suggestion(self.remat, REMAT)}")

@@ -3,7 +3,7 @@
     dp        rows divided, parameters copied
     fsdp      also parameters, optimizer and EMA, along the residual stream
     fsdp_tp   also heads and hidden units along `tensor`
-    fsdp_seq  fsdp, and the tokens of a row along `seq`
+    fsdp_seq  fsdp, and the tokens or frames of a row along `seq`
     all       everything at once
 
 Activations come first in a table: where an activation carries both `row` and `embed`, Flax gives
@@ -24,7 +24,7 @@ MeshAxes = str | tuple[str, ...] | None
 Rules = tuple[tuple[str, MeshAxes], ...]
 
 ROWS: dict[str, MeshAxes] = {axes.ROW: ("data", "fsdp")}
-TOKENS: dict[str, MeshAxes] = {axes.TOKEN: "seq"}
+TOKENS: dict[str, MeshAxes] = {axes.TOKEN: "seq", axes.PLACE: "seq"}
 STREAM: dict[str, MeshAxes] = {axes.EMBED: "fsdp", axes.CONDITION: "fsdp"}
 UNITS: dict[str, MeshAxes] = {
     axes.MLP: "tensor",

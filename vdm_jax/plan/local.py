@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipeline.rows import Arrays
 from vdm_jax.config import UserError
-from vdm_jax.nets.dit import REMAT
+from vdm_jax.nets.remat import REMAT
 from vdm_jax.plan.compiled import memory_of
 from vdm_jax.plan.machine import Plan
 from vdm_jax.plan.mix import arrays

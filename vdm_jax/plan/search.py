@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from vdm_jax.nets.dit import REMAT
+from vdm_jax.nets.remat import REMAT
 from vdm_jax.train.run import Run
 
 MOST = 24  # choices; each costs a compilation
