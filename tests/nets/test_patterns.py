@@ -154,3 +154,17 @@ def test_the_gradient_of_another_order_is_that_of_a_gather():
 
     ours = jax.grad(loss)(x, lambda x: permute(x, order, back))
     np.testing.assert_allclose(ours, jax.grad(loss)(x, lambda x: x[np.arange(2)[:, None], order]))
+
+
+def test_registers_pass_gradients_on_as_gathers_do():
+    batch = row()
+    extended = insert(batch, COUNT)
+    weight = np.random.default_rng(0).normal(size=(1, 40, 5))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=extended.batch.x.shape), jnp.float32)
+
+    def loss(x, out):
+        return (jnp.asarray(weight) * jnp.square(out(x))).sum()
+
+    ours = jax.grad(loss)(x, lambda x: remove(extended, x))
+    theirs = jax.grad(loss)(x, lambda x: x[:, np.asarray(extended.home[0])])
+    np.testing.assert_allclose(ours, theirs)

@@ -125,7 +125,7 @@ class MultiHead(nn.Module):
             project(context, name, width=width, tokens=tokens, features=features, **common)
             for name in ("key", "value")
         )
-        return merge(meet(q, k, v), width, self.dtype, init=self.start)
+        return merge(meet(q, k, v), width, self.dtype, self.start, self.tokens)
 
 
 def project(
@@ -140,18 +140,25 @@ def project(
     bias: bool = True,
 ) -> Float[Array, "b *n h d"]:
     """Queries, keys or values of every head; `tokens` and `features` name the axes of x."""
-    out = dense(width or x.shape[-1], (features, HEADS), name=name, dtype=dtype, bias=bias)(x)
+    by = (ROW, *tokens)
+    layer = dense(width or x.shape[-1], (features, HEADS), name=name, dtype=dtype, bias=bias, by=by)
+    out = layer(x)
     out = out.reshape(*out.shape[:-1], heads, -1)
     return nn.with_logical_constraint(out, (ROW, *tokens, HEADS, HEAD_DIM))
 
 
 def merge(
-    out: Float[Array, "b *n h d"], width: int, dtype: str, init: Initializer = XAVIER
+    out: Float[Array, "b *n h d"],
+    width: int,
+    dtype: str,
+    init: Initializer = XAVIER,
+    tokens: Names = (TOKEN,),
 ) -> Float[Array, "b *n width"]:
-    """The output layer over all heads."""
+    """The output layer over all heads; `tokens` names axes as for `project`."""
     out = checkpoint_name(out, "attention")
     flat = out.reshape(*out.shape[:-2], -1)
-    return dense(width, (HEADS, EMBED), name="out", dtype=dtype, init=init)(flat)
+    by = (ROW, *tokens)
+    return dense(width, (HEADS, EMBED), name="out", dtype=dtype, init=init, by=by)(flat)
 
 
 def normalise(q: Array, k: Array, kind: str) -> tuple[Array, Array]:

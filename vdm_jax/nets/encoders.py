@@ -91,7 +91,7 @@ class TextBlock(nn.Module):
         )
         group = mask.astype(jnp.int32)
         out = attend(q, k, v, q_group=group, kv_group=group, q_axis=TEXT, kv_axis=TEXT)
-        x = x + merge(out, width, self.dtype)
+        x = x + merge(out, width, self.dtype, tokens=(TEXT,))
         inner = LayerNorm(affine=True, name="mlp_norm")(x)
         return by_lines(x + Mlp(hidden=4 * width, dtype=self.dtype, name="mlp")(inner)), None
 
