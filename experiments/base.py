@@ -26,10 +26,13 @@ from vdm_jax.diffusion.schedule import Straight
 from vdm_jax.diffusion.steppers import Euler
 from vdm_jax.diffusion.times import LogitNormal, Stratified
 from vdm_jax.diffusion.weights import MinSnr, Uniform
+from vdm_jax.nets.clip import HeadWidth
 from vdm_jax.nets.dit import DiT
 from vdm_jax.nets.encoders import TextEmbedding
 from vdm_jax.nets.modulation import PerBlock
 from vdm_jax.nets.positions import Fractional, Rotary, Sincos
+from vdm_jax.nets.spatial import Attend, Norm
+from vdm_jax.nets.unet3d import ImageUNet, UNet3D
 from vdm_jax.objectives.denoise import Denoise
 from vdm_jax.signals import Channels, PackedText, PooledText, Signal, Sinusoid
 from vdm_jax.stage import Stage
@@ -229,6 +232,37 @@ def frames_data(
     )
 
 
+def unet(
+    *,
+    width: int,
+    mults: tuple[int, ...],
+    blocks: int | tuple[int, ...],
+    attend: tuple[int, ...],
+    head: int,
+    groups: int,
+    temporal: tuple[ConfigDict, ...] = (),
+    cross: tuple[str, ...] = (),
+    smoke: bool,
+    **image,
+) -> ConfigDict:
+    """A UNet whose time embedding scales and shifts; levels in `attend` and, if there are any, the
+    middle attend in space, and to the token sets in `cross`; `image` are fields of `ImageUNet`."""
+    norm = spec(Norm, groups=groups)
+    block = spec(Attend, heads=spec(HeadWidth, features=head), norm=norm, cross=cross)
+    follow = tuple(block if level in attend else None for level in range(len(mults)))
+    return spec(
+        UNet3D,
+        image=spec(
+            ImageUNet, width=width, mults=mults, blocks=blocks, follow=follow,
+            middle=block if attend else None, norm=norm, time="scale_shift", **image,
+        ),
+        temporal=temporal,
+        cross=cross if attend else (),
+        remat="none" if smoke else "full",
+        dtype="float32" if smoke else "bfloat16",
+    )  # fmt: skip
+
+
 def told_below(width: int) -> tuple[ConfigDict, ConfigDict]:
     """What a stage is told of the one below: its video, and how much noise was put on it."""
     return (
@@ -250,6 +284,8 @@ def frames_run(
         "save_every": 500,
         "validate_every": 500,
         "validation_rows": 4,
+        "rules": "dp" if smoke else "fsdp",
+        "mesh": {"data": -1 if smoke else 1, "fsdp": 1 if smoke else -1, "seq": 1, "tensor": 1},
         **changes,
     }
     return spec(

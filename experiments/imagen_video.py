@@ -53,9 +53,8 @@ from vdm_jax.diffusion.times import Within
 from vdm_jax.links import Augment, EveryFrame, Link, Strided
 from vdm_jax.nets.clip import HeadWidth
 from vdm_jax.nets.relative import T5Bias
-from vdm_jax.nets.spatial import Attend, Norm
+from vdm_jax.nets.spatial import Norm
 from vdm_jax.nets.temporal import Attention, Convolutions, Temporal
-from vdm_jax.nets.unet3d import ImageUNet, UNet3D
 from vdm_jax.stage import Stage
 from vdm_jax.train.run import Prompt
 
@@ -166,8 +165,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         for text in PROMPTS
     )
     more = {"prompts": prompts if smoke and first else ()}
-    if not smoke:
-        more |= {"rules": "fsdp", "mesh": {"data": 1, "fsdp": -1, "seq": 1, "tensor": 1}}
     return base.frames_run(
         knobs, stage=_stage(name, sizes, knobs, smoke), data=data, smoke=smoke, **more
     )
@@ -210,34 +207,21 @@ def _link(sizes: Sizes, knobs: ConfigDict) -> ConfigDict:
 
 
 def _unet(sizes: Sizes, first: bool, smoke: bool) -> ConfigDict:
-    norm = spec(Norm, groups=sizes.groups)
-    cross = () if smoke else ("text",)
-    heads = spec(HeadWidth, features=sizes.head)
-    block = spec(Attend, heads=heads, norm=norm, cross=cross)
-    levels = range(len(sizes.mults))
-    image = spec(
-        ImageUNet,
+    in_time = spec(Convolutions, count=1, norm=spec(Norm, groups=sizes.groups, scope="clip"))
+    if first:
+        in_time = spec(Attention, heads=spec(HeadWidth, features=sizes.head), relative=spec(T5Bias))
+    return base.unet(
         width=sizes.width,
         mults=sizes.mults,
         blocks=sizes.blocks,
-        follow=tuple(block if level in sizes.attend else None for level in levels),
-        middle=block if sizes.attend else None,
-        norm=norm,
-        time="scale_shift",
+        attend=sizes.attend,
+        head=sizes.head,
+        groups=sizes.groups,
+        temporal=(spec(Temporal, part=in_time, at="after_attention"),),
+        cross=() if smoke else ("text",),
+        smoke=smoke,
         gain=GAIN,
         resample=sizes.resample,
-    )
-    in_time = spec(Convolutions, count=1, norm=spec(Norm, groups=sizes.groups, scope="clip"))
-    if first:
-        in_time = spec(Attention, heads=heads, relative=spec(T5Bias))
-    temporal = spec(Temporal, part=in_time, at="after_attention")
-    return spec(
-        UNet3D,
-        image=image,
-        temporal=(temporal,),
-        cross=cross if sizes.attend else (),
-        remat="none" if smoke else "full",
-        dtype="float32" if smoke else "bfloat16",
     )
 
 

@@ -482,12 +482,12 @@ def test_waves_show_fine_detail():
         meta.unbox(jax.eval_shape(net.init, jax.random.key(0), *args))["params"]["conv_in"]
         for net in (plain, waved)
     ]
-    inputs = [one["kernel"]["kernel"].shape[-2] for one in kernels]
+    inputs = [one["kernel"].shape[-2] for one in kernels]
     assert inputs == [CHANNELS, 5 * CHANNELS]
     # With period 2^-6 in the input: of n = 7 alone nothing changes, moved by a whole one.
     params = random_like(meta.unbox(jax.eval_shape(waved.init, jax.random.key(0), *args))["params"])
-    kernel = params["conv_in"]["kernel"]["kernel"]
-    params["conv_in"]["kernel"]["kernel"] = kernel.at[:, :, :CHANNELS].set(0)
+    kernel = params["conv_in"]["kernel"]
+    params["conv_in"]["kernel"] = kernel.at[:, :, :CHANNELS].set(0)
     batch, time, cond = args
     run = quick(lambda x: waved.apply({"params": params}, batch.replace(x=x), time, cond))
     found, whole, half = (run(batch.x + by) for by in (0.0, 2.0**-6, 2.0**-7))
