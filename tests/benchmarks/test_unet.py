@@ -13,7 +13,7 @@ SIZES = Sizes(width=32, frames=2, side=16)
 @pytest.mark.slow
 def test_modelscope_s_network_is_theirs():
     model = modelscope(SIZES)
-    mine = ours(network(SIZES.width), carried(model), SIZES, (SIZES.frames,))
+    mine = ours(network(SIZES), carried(model), SIZES, (SIZES.frames,))
     other = theirs(model, SIZES)
     assert mine.parameters == other.parameters
     truth = other.forward()
