@@ -1,14 +1,15 @@
 """Our video UNet against diffusers' UNet3DConditionModel in PyTorch: one architecture, one machine.
 
     pip install -r requirements-bench.txt
-    python -m tests.benchmarks.unet [--joint] [--width=64] [--frames=8] [--rounds=5] [--threads=2]
+    python -m tests.benchmarks.unet --what=forward|train|joint [--width=64] [--blocks=2]
+        [--frames=8] [--rounds=5] [--threads=2] [--json]
 
 ModelScope's network (Wang et al. 2023) at a fifth of its width: one video of 32 x 32 latents and 77
 text tokens, fp32, without dropout; PyTorch runs eagerly, as diffusers does. Weights are carried
-over, so both compute one function: the table says how far outputs and losses are apart.
+over, so both compute one function: the table says how far what they give is apart.
 
-With `--joint`, of ours alone: a training step of a row with a clip and half as many images against
-a step of the clip and one of the images (Ho et al. 2022).
+`joint` is of ours alone: a training step of a row with a clip and half as many images against a
+step of the clip and one of the images (Ho et al. 2022).
 
 A first run compiles for minutes; with JAX_COMPILATION_CACHE_DIR set, a second one does not.
 
@@ -68,6 +69,7 @@ class Sizes(NamedTuple):
     """Of networks and their inputs: the benchmark's by default, a test's are smaller."""
 
     width: int = 64
+    blocks: int = 2
     frames: int = 8
     side: int = SIDE
 
@@ -99,13 +101,13 @@ def row(x: jax.Array, lengths: tuple[int, ...], text: jax.Array) -> tuple[Frames
     return batch, jnp.full((1, e, 1), TIME), Cond(tokens={"text": tokens})
 
 
-def network(width: int) -> UNet3D:
+def network(sizes: Sizes) -> UNet3D:
     block = spatial.Transformer(heads=HeadWidth(HEAD), cross=("text",))
     through = temporal.Transformer(heads=HeadWidth(HEAD))
     return UNet3D(
         image=ImageUNet(
-            width=width, mults=MULTS, follow=(block, block, block, None), middle=block,
-            channels_out=CHANNELS,
+            width=sizes.width, blocks=sizes.blocks, mults=MULTS, middle=block,
+            follow=(block, block, block, None), channels_out=CHANNELS,
         ),
         cross=("text",),
         temporal=(
@@ -124,7 +126,7 @@ def modelscope(sizes: Sizes) -> UNet3DConditionModel:
     model = UNet3DConditionModel(
         sample_size=sizes.side, in_channels=CHANNELS, out_channels=CHANNELS,
         block_out_channels=tuple(sizes.width * m for m in MULTS), cross_attention_dim=TEXT,
-        attention_head_dim=HEAD,
+        attention_head_dim=HEAD, layers_per_block=sizes.blocks,
     ).eval()  # fmt: skip
     for name, parameter in model.named_parameters():
         if "conv4" in name:
@@ -293,31 +295,25 @@ def timed(steps: Mapping[str, Step], rounds: int) -> dict[str, dict[str, float]]
     }
 
 
-def against(sizes: Sizes, rounds: int) -> dict[str, Any]:
-    """Both networks."""
+def against(sizes: Sizes, rounds: int, what: str) -> dict[str, Any]:
+    """Both networks at what a `Contestant` does."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    net, model = network(sizes.width), modelscope(sizes)
+    net, model = network(sizes), modelscope(sizes)
     params = carried(model)
     both = {"ours": ours(net, params, sizes, (sizes.frames,)), "PyTorch": theirs(model, sizes)}
-    outputs = [one.forward() for one in both.values()]
-    losses = [one.train() for one in both.values()]
-    seconds = {
-        f"{what}, {clock}": found
-        for what in Contestant._fields[:2]
-        for clock, found in timed({k: getattr(v, what) for k, v in both.items()}, rounds).items()
-    }
+    steps: dict[str, Step] = {name: getattr(one, what) for name, one in both.items()}
+    first, second = (np.asarray(step()) for step in steps.values())
     return dict(
         parameters={name: one.parameters for name, one in both.items()},
         threads=torch.get_num_threads(),
-        output_difference=float(abs(outputs[0] - outputs[1]).max() / abs(outputs[1]).max()),
-        loss_difference=abs(losses[0] - losses[1]) / losses[1],
-        seconds=seconds,
+        difference=float(abs(first - second).max() / abs(second).max()),
+        seconds=timed(steps, rounds),
     )
 
 
 def joint(sizes: Sizes, rounds: int) -> dict[str, Any]:
     """Training steps of a clip and half as many images: in one row, and in two batches."""
-    net, params = network(sizes.width), carried(modelscope(sizes))
+    net, params = network(sizes), carried(modelscope(sizes))
     images = sizes.frames // 2
     made = {
         "one row": (sizes.frames, *(1,) * images),
@@ -337,18 +333,24 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--joint", action="store_true", help="clips and images, ours alone")
+    parser.add_argument("--blocks", type=int, default=2, help="of a level, on the way there")
+    parser.add_argument("--what", choices=("forward", "train", "joint"), default="forward")
     parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     options = parser.parse_args()
-    measure = joint if options.joint else against
-    found = measure(Sizes(options.width, options.frames), options.rounds)
+    sizes = Sizes(options.width, options.blocks, options.frames)
+    if options.what == "joint":
+        found = joint(sizes, options.rounds)
+    else:
+        found = against(sizes, options.rounds, options.what)
     if options.json:
         print(json.dumps(found))
+    elif options.what == "joint":
+        show_joint(found)
     else:
-        (show_joint if options.joint else show)(found)
+        show(options.what, found)
 
 
-def show(found: dict[str, Any]) -> None:
+def show(what: str, found: dict[str, Any]) -> None:
     counts = found["parameters"]
     table = Table(
         title=f"{counts['ours']:,} parameters ({counts['PyTorch']:,} in PyTorch), "
@@ -356,14 +358,14 @@ def show(found: dict[str, Any]) -> None:
     )
     for name in ("fp32, seconds", "ours", "PyTorch", "times as fast as PyTorch"):
         table.add_column(name, justify="left" if name.startswith("fp32") else "right")
-    for what, times in found["seconds"].items():
+    for clock, times in found["seconds"].items():
         a, b = times["ours"], times["PyTorch"]
-        table.add_row(what, f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}")
+        table.add_row(f"{what}, {clock}", f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}")
     console = Console(width=100)
     console.print(table)
     console.print(
-        f"Outputs differ by {found['output_difference']:.1e} of the largest, losses of the first "
-        f"step by {found['loss_difference']:.1e}."
+        f"Both compute one function: what they give first differs by {found['difference']:.1e} of "
+        "the largest number in it."
     )
 
 
