@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -102,11 +102,19 @@ class Plan:
         }
 
 
-def make_plan(run: Run, machine: Topology, what: str = "train", mix: Mix | None = None) -> Plan:
+def make_plan(
+    run: Run,
+    machine: Topology,
+    what: str = "train",
+    mix: Mix | None = None,
+    effort: str = "full",
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
     """Compile `run`'s training step, or one call of its sampler, for a machine, and count.
 
     Args:
       mix: the examples of a step; None takes those of the run's data.
+      effort, say: of `compile_step`.
 
     Raises:
       UserError: a mesh that does not fit, sizes that do not divide.
@@ -120,7 +128,7 @@ def make_plan(run: Run, machine: Topology, what: str = "train", mix: Mix | None 
     traced, rows, arguments = made
     tpu = machine.name != LOCAL
     lowered = traced.lower(lowering_platforms=("tpu",)) if tpu else traced.lower()
-    compiled = compile_step(lowered, arguments=arguments, tpu=tpu)
+    compiled = compile_step(lowered, arguments=arguments, tpu=tpu, effort=effort, say=say)
     return judge(run, machine, what, program, mix, traced, compiled, rows, arguments)
 
 
