@@ -83,9 +83,9 @@ def test_an_inflated_unet_is_the_image_unet_frame_by_frame():
     shown = cond.replace(channels=extra)
     film = unet(*INFLATED)
     fresh = meta.unbox(quick(film.init)(jax.random.key(1), batch, time, shown))
-    rules = ((r"^params/conv_in/kernel/kernel$", Wider()), *INFLATE)
+    rules = ((r"^params/conv_in/kernel$", Wider()), *INFLATE)
     params, report = transplant(fresh, source, rules)
-    assert "wider: params/conv_in/kernel/kernel 3 -> 5 inputs" in report
+    assert "wider: params/conv_in/kernel 3 -> 5 inputs" in report
     assert "left over" not in report and "other shape" not in report
     new = [line for line in report.splitlines() if line.startswith("new: ")]
     assert len(new) > len(INFLATED) and all("/after_" in line for line in new)

@@ -2,7 +2,7 @@
 
     inherit = Inherit(run="runs/image", rules=(
         (r"/after_[a-z_]+_\\d+_\\d+/", Fresh()),             # parts that act in time
-        (r"backbone/conv_in/kernel/kernel$", Wider()),     # sees more channels than it did there
+        (r"backbone/conv_in/kernel$", Wider()),            # sees more channels than it did there
         (".*", Copy()),
     ))
 
