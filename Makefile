@@ -88,7 +88,8 @@ cascade: setup
 	$(PY) -m data_pipeline generate $(CASCADE)/unseen --clips 128 --seed 1 --holdout 0 --unseen --frames 16 --sides 32
 	$(PY) -m data_pipeline index $(CASCADE)/clips --out $(CASCADE)/manifest
 	for stage in $(STAGES); do $(DEVICES) $(PY) -m vdm_jax train --config=experiments/imagen_video.py:smoke-$$stage --workdir=runs/cascade/$$stage || exit $$?; done
-	$(PY) -m vdm_jax sample $(STAGES:%=runs/cascade/%) --prompts=$(CASCADE)/prompts.txt --frames=16 --height=32 --width=32 --out=runs/cascade/samples
+	$(PY) -m vdm_jax sample $(STAGES:%=runs/cascade/%) --requests=$(CASCADE)/unseen/requests.jsonl --out=runs/cascade/samples
+	$(PY) -m data_pipeline judge runs/cascade/samples --truth $(CASCADE)/unseen --trained-on $(CASCADE)/clips --into runs/cascade/summary.json
 
 test: setup
 	$(PY) -m pytest -n auto --dist worksteal
