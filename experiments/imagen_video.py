@@ -124,6 +124,7 @@ STAGES = {
         factor=2, steps=16,
     ),
 }  # fmt: skip
+SMOKE_STEPS = {"smoke-base": 1200, "smoke-time": 500, "smoke-space": 600}
 PROMPTS = (
     "a red circle moving right over a plain dark background",
     "a blue square moving down over light stripes",
@@ -139,7 +140,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     usual = {
         "manifest": "data/cascade/manifest",
         "seed": 0,
-        "steps": 1500 if smoke else 400_000,
+        "steps": SMOKE_STEPS.get(name, 400_000),
         "learning_rate": 2e-3 if smoke else 1e-4,
         "text_drop": 0.1,
         "guidance": 4.0,

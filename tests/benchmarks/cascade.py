@@ -7,10 +7,10 @@ truth    each stage that enlarges is given the true video below, made of true cl
          trained on; what it makes is held against the true clip, beside interpolation (linear in
          time, cubic in space): PSNR in dB, and the ratio of edge energies, 1 where edges are as
          sharp as they are in truth;
-judge    colour, direction and object of what the whole cascade makes for the same captions, and of
-         its first stage's videos, interpolated;
-sweep    the same scores, and the ratio of edge energies to the true clips', for several times of the
-         noise that the later stages put on what is below.
+judge    colour, direction and object of what the whole cascade makes for the same captions, and
+         of its first stage's videos, interpolated;
+sweep    the same scores, and the ratio of edge energies to the true clips', for several times of
+         the noise that the later stages put on what is below.
 """
 
 from __future__ import annotations
