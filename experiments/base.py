@@ -31,7 +31,7 @@ from vdm_jax.nets.dit import DiT
 from vdm_jax.nets.encoders import TextEmbedding
 from vdm_jax.nets.modulation import PerBlock
 from vdm_jax.nets.positions import Fractional, Rotary, Sincos
-from vdm_jax.nets.spatial import Attend, Norm
+from vdm_jax.nets.spatial import Attend, Cross, Norm
 from vdm_jax.nets.unet3d import ImageUNet, UNet3D
 from vdm_jax.objectives.denoise import Denoise
 from vdm_jax.signals import Channels, PackedText, PooledText, Signal, Sinusoid
@@ -245,19 +245,23 @@ def unet(
     smoke: bool,
     **image,
 ) -> ConfigDict:
-    """A UNet whose time embedding scales and shifts; levels in `attend` and, if there are any, the
-    middle attend in space, and to the token sets in `cross`; `image` are fields of `ImageUNet`."""
-    norm = spec(Norm, groups=groups)
-    block = spec(Attend, heads=spec(HeadWidth, features=head), norm=norm, cross=cross)
+    """A UNet whose time embedding scales and shifts. Levels in `attend` and, if there are any, the
+    middle attend in space, and to the token sets in `cross`; without any the middle attends to
+    these alone. `image` are fields of `ImageUNet`."""
+    norm, heads = spec(Norm, groups=groups), spec(HeadWidth, features=head)
+    block = spec(Attend, heads=heads, norm=norm, cross=cross)
+    middle = block if attend else None
+    if cross and not attend:
+        middle = spec(Cross, heads=heads, norm=norm, cross=cross)
     follow = tuple(block if level in attend else None for level in range(len(mults)))
     return spec(
         UNet3D,
         image=spec(
             ImageUNet, width=width, mults=mults, blocks=blocks, follow=follow,
-            middle=block if attend else None, norm=norm, time="scale_shift", **image,
+            middle=middle, norm=norm, time="scale_shift", **image,
         ),
         temporal=temporal,
-        cross=cross if attend else (),
+        cross=cross,
         remat="none" if smoke else "full",
         dtype="float32" if smoke else "bfloat16",
     )  # fmt: skip

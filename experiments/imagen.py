@@ -81,15 +81,13 @@ def _stage(name: str, knobs: ConfigDict, smoke: bool) -> ConfigDict:
     text = {"vocab": base.SMALL_VOCAB if smoke else 32_128, "length": 32 if smoke else 128}
     text["drop"] = knobs.get_ref("text_drop")
     signals = (base.text_vector(width=width, **text),)
-    cross = ("text",) if sizes["attend"] else ()
-    if cross:
-        signals += (base.text_tokens(width=16 if smoke else 1024, **text),)
+    signals += (base.text_tokens(width=16 if smoke else 1024, **text),)
     link = None
     if factor > 1:
         signals += base.told_below(width)
         link = spec(Link, factor=factor, augment=spec(Augment, at=knobs.get_ref("augmentation")))
     backbone = base.unet(
-        **sizes, head=16 if smoke else 64, groups=4 if smoke else 32, cross=cross, smoke=smoke,
+        **sizes, head=16 if smoke else 64, groups=4 if smoke else 32, cross=("text",), smoke=smoke,
         gain=GAIN, resample="before" if link else "after",
     )  # fmt: skip
     guidance = spec(Guidance, scales=(spec(Constant, value=knobs.get_ref("guidance")),))

@@ -9,9 +9,8 @@ Paper    Ho et al., "Imagen Video: High Definition Video Generation with Diffusi
          oscillates with dynamic thresholding for the base and the first two stages in space, 256
          steps of the base and 128 of the others. ASSUMED: every width and depth, chosen to come
          near the published sizes, which therefore prove nothing; attention in space in the
-         stages in time; that the last one, which cannot attend, is told the text as one vector;
-         the text encoder, which the paper freezes (T5-XXL): here one is trained along, or
-         `stage.text` names a frozen one.
+         stages in time; the text encoder, which the paper freezes (T5-XXL): here one is trained
+         along, or `stage.text` names a frozen one.
 
          stage   frames, size       published      here
          base    16 x 24 x 40       5.6 B
@@ -177,7 +176,7 @@ def _stage(name: str, sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDic
     length, vocab = (32, base.SMALL_VOCAB) if smoke else (128, 32_128)
     text = {"vocab": vocab, "length": length, "drop": knobs.get_ref("text_drop")}
     signals = (base.text_vector(width=width, **text),)
-    if not smoke and sizes.attend:
+    if not smoke:
         signals += (base.text_tokens(width=1024, **text),)
     if not first:
         signals += base.told_below(width)

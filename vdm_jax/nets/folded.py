@@ -44,13 +44,14 @@ def by_place(x: Flat) -> Flat:
 
 
 def within_pictures(q: Heads, k: Heads, v: Heads, segment: Int[Array, "b f"]) -> Heads:
-    """Attention of every place to all of its picture; padding to padding."""
+    """Attention of every place to all that its picture is given; padding to padding."""
 
     def fold(q: Array, k: Array, v: Array, segment: Array) -> Array:
-        b, n = q.shape[0], q.shape[2]
+        b = q.shape[0]
         q, k, v = (rearrange(x, "b f n h d -> (b f) n h d") for x in (q, k, v))
-        ids = jnp.repeat((segment > 0).astype(jnp.int32).reshape(-1, 1), n, axis=1)
-        out = attend(q, k, v, q_group=ids, kv_group=ids)
+        there = (segment > 0).astype(jnp.int32).reshape(-1, 1)
+        ids, keys = (jnp.repeat(there, x.shape[1], axis=1) for x in (q, k))
+        out = attend(q, k, v, q_group=ids, kv_group=keys)
         return rearrange(out, "(b f) n h d -> b f n h d", b=b)
 
     return _on_devices(fold, TOKEN, 1, (q, k, v, segment))

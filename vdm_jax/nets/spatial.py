@@ -28,6 +28,7 @@ from vdm_jax.kernels import attend
 from vdm_jax.nets.attention import MultiHead
 from vdm_jax.nets.clip import Clip, Convolution, Dropout, GroupNorm, Heads, Scope
 from vdm_jax.nets.folded import by_frame, within_pictures
+from vdm_jax.nets.frame_keys import FrameKeys
 from vdm_jax.nets.layers import XAVIER, ZERO, GeGlu, LayerNorm, Mlp, dense
 from vdm_jax.types import Count, Fraction, Positive, Video
 
@@ -108,11 +109,16 @@ class Block(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attend:
-    """Self-attention within each picture, then attention to each token set of `cross`."""
+    """Self-attention within each picture, then attention to each token set of `cross`.
+
+    Attributes:
+      keys: the frames that a picture asks instead of itself.
+    """
 
     heads: Heads
     norm: Norm = BY_FRAME
     cross: tuple[str, ...] = ()
+    keys: FrameKeys | None = None
 
     def __call__(self, x, clip, insert, *, name, dtype):
         return _Attend(self, dtype, name=name)(x, clip, insert)
@@ -133,12 +139,17 @@ class Cross:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Transformer:
-    """`depth` transformer blocks within each picture, attending to each token set of `cross`."""
+    """`depth` transformer blocks within each picture, attending to each token set of `cross`.
+
+    Attributes:
+      keys: the frames that a picture asks instead of itself.
+    """
 
     heads: Heads
     depth: Count = 1
     norm: Norm = FINE
     cross: tuple[str, ...] = ()
+    keys: FrameKeys | None = None
 
     def __call__(self, x, clip, insert, *, name, dtype):
         return _Transformer(self, dtype, name=name)(x, clip, insert)
@@ -165,7 +176,7 @@ class _Attend(nn.Module):
     def __call__(self, x: Video, clip: Clip, insert: Insert) -> Video:
         heads = self.record.heads(x.shape[-1])
         inner = self.record.norm("norm")(x, clip)
-        x = x + attention(inner, clip, heads, self.dtype, "self", start=ZERO)
+        x = x + attention(inner, clip, heads, self.dtype, "self", self.record.keys, start=ZERO)
         x = insert("after_sa", by_frame(x))
         if not self.record.cross:
             return x
@@ -184,7 +195,8 @@ class _Transformer(nn.Module):
         inner = dense(width, (EMBED, None), name="in", dtype=dtype)(inner)
         for i in range(self.record.depth):
             layer = LayerNorm(eps=1e-5, affine=True, name=f"norm_self_{i}")
-            inner = inner + attention(layer(inner), clip, heads, dtype, f"self_{i}")
+            asked = self.record.keys
+            inner = inner + attention(layer(inner), clip, heads, dtype, f"self_{i}", asked)
             inner = insert("after_sa", inner, i)
             for name in self.record.cross:
                 layer = LayerNorm(eps=1e-5, affine=True, name=f"norm_{name}_{i}")
@@ -198,12 +210,19 @@ class _Transformer(nn.Module):
 
 
 def attention(
-    x: Video, clip: Clip, heads: int, dtype: str, name: str, start: Initializer = XAVIER
+    x: Video,
+    clip: Clip,
+    heads: int,
+    dtype: str,
+    name: str,
+    keys: FrameKeys | None = None,
+    start: Initializer = XAVIER,
 ) -> Video:
-    """Self-attention within each picture."""
+    """Attention of each picture to itself, or to the frames that `keys` says."""
     flat = rearrange(x, "b f h w c -> b f (h w) c")
+    asked = flat if keys is None else keys(x, clip)
     layer = MultiHead(heads, dtype, start, (TOKEN, None), name=name)
-    out = layer(flat, flat, functools.partial(within_pictures, segment=clip.segment))
+    out = layer(flat, asked, functools.partial(within_pictures, segment=clip.segment))
     return out.reshape(x.shape)
 
 
