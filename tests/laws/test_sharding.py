@@ -54,7 +54,7 @@ def train(run, batches, devices=None):
     arrays = [to_device(batch, program.batch_sharding) for batch in batches]
     compiled = program.lower(state, arrays[0]).compile()
     for batch in arrays:
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, batch, program.weights)
         losses.append(float(metrics["loss"]))
     return state, losses, compiled
 

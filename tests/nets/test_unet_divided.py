@@ -84,6 +84,10 @@ def trained(rules=None):
         return run(*leaves), run.as_text(), mesh.shape
 
 
+def is_box(leaf):
+    return isinstance(leaf, nn.LogicallyPartitioned)
+
+
 single = functools.cache(trained)
 QUICK = {"all"}
 
@@ -115,5 +119,8 @@ def test_divided_equals_single(rules):
     places = SIDE * SIDE // sizes["seq"]
     assert f"f32[{share * places},{FRAMES},{heads},{width}]" in text
     assert (" all-to-all(" in text) == (sizes["seq"] > 1)
-    # Parameters: gathered to be used, and their slopes scattered to be kept.
-    assert (" all-gather(" in text) == (" reduce-scatter(" in text) == (sizes["fsdp"] > 1)
+    # Kernels: gathered to be used, and the slopes of each convolution's scattered to be kept.
+    scattered = re.findall(r"f32\[3,3,\d+,\d+\]\S* reduce-scatter\(", text)
+    convolutions = sum(leaf.value.ndim == 4 for leaf in jax.tree.leaves(boxed(), is_leaf=is_box))
+    assert len(scattered) == (convolutions if sizes["fsdp"] > 1 else 0)
+    assert (" all-gather(" in text) == (sizes["fsdp"] > 1)

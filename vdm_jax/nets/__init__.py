@@ -9,11 +9,15 @@
     registers.py   learnt tokens of each example, put into the packed row and taken out
     dit.py         the diffusion transformer on packed rows
     clip.py        rows of frames: norms, convolutions in space and in time
+    folded.py      attention within pictures and through time, each device its frames or places
     spatial.py     blocks of an image UNet
     relative.py    biases by the distance of two frames
     temporal.py    parts that act in time, and the places where they may stand
+    channels.py    parts in time that move or scale channels
     unet3d.py      the space-time UNet: an image UNet and such parts
     encoders.py    a small text encoder
+    remat.py       what the backward pass finds saved
+    gathered.py    products with kernels that are divided over devices
     cost.py        multiply-adds per example
 
 Precision: parameters are fp32; `dtype` is what products of the trunk are computed in; statistics,

@@ -15,15 +15,17 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.nn.initializers import Initializer
+from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.axes import EMBED, ROW, TOKEN
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.config import UserError
+from vdm_jax.kernels.convolution import convolve
 from vdm_jax.nets.context import Context
 from vdm_jax.nets.gathered import apply, product
 from vdm_jax.nets.layers import ONE, XAVIER, ZERO, AxisNames, parameter
-from vdm_jax.types import Count, Positive, Video
+from vdm_jax.types import Count, Fraction, Positive, Video
 
 Scope = Literal["frame", "clip"]
 
@@ -36,16 +38,28 @@ class Clip:
       frames: the row's frames as tokens, without values: who is who, and when.
       time: embedding of each frame's noise level, with the condition's vector added.
       moving: frames of examples that have more than one; parts that act in time leave the rest.
+      train: whether features are dropped.
     """
 
     frames: Packed
     time: Float[Array, "b f d"]
     moving: Bool[Array, "b f"]
     context: Mapping[str, Context]
+    train: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def segment(self) -> Int[Array, "b f"]:
         return self.frames.segment
+
+    def average(self, values: Float[Array, "b f *rest"]) -> Float[Array, "b f *rest"]:
+        """In place of each frame's values, their mean over the frames of its example; 0 on padding.
+
+        A sum and no product: those a TPU would round to bfloat16.
+        """
+        there = (self.segment > 0)[:, None]
+        same = (self.segment[:, :, None] == self.segment[:, None]) & there
+        share = same / jnp.maximum(same.sum(-1, keepdims=True), 1)
+        return (share.reshape(*share.shape, *(1,) * (values.ndim - 2)) * values[:, None]).sum(2)
 
 
 def as_tokens(batch: Frames) -> Packed:
@@ -114,22 +128,36 @@ class GroupNorm(nn.Module):
         if c % self.groups:
             raise UserError(f"{c} channels do not divide into {self.groups} groups of a norm.")
         wide = x.astype(jnp.float32).reshape(b, f, h * w, self.groups, -1)
-        mean = self._pooled(wide.mean((2, 4)), clip)
-        centred = wide - mean[:, :, None, :, None]
-        variance = self._pooled(jnp.square(centred).mean((2, 4)), clip)
-        out = centred * jax.lax.rsqrt(variance + self.eps)[:, :, None, :, None]
-        out = out.reshape(x.shape) * parameter(self, "scale", ONE, (self.axis,), (c,))
+        mean = wide.mean((2, 4), keepdims=True)
+        variance = jnp.square(wide - mean).mean((2, 4), keepdims=True)
+        if self.over == "clip":
+            own = mean
+            mean = clip.average(own)
+            variance = clip.average(variance + jnp.square(own - mean))
+        elif self.over != "frame":
+            raise UserError(f"a norm's scope is '{self.over}'; use 'frame' or 'clip'.")
+        out = ((wide - mean) * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        out = out * parameter(self, "scale", ONE, (self.axis,), (c,))
         return (out + parameter(self, "bias", ZERO, (self.axis,), (c,))).astype(x.dtype)
 
-    def _pooled(self, values: Float[Array, "b f g"], clip: Clip) -> Float[Array, "b f g"]:
-        if self.over == "frame":
-            return values
-        if self.over != "clip":
-            raise UserError(f"a norm's scope is '{self.over}'; use 'frame' or 'clip'.")
-        member = clip.frames.membership()
-        count = jnp.maximum(member.sum(-1), 1)[..., None]
-        each = jnp.einsum("bef,bfg->beg", member, values) / count
-        return jnp.einsum("bef,beg->bfg", member, each)
+
+class Dropout(nn.Module):
+    """In training, features are 0 with a probability of `rate`, the others larger by as much.
+
+    Which ones follows from the collection 'dropout', this layer, the example, its visit and frame:
+    from none of its neighbours.
+    """
+
+    rate: Fraction
+
+    @nn.compact
+    def __call__(self, x: Video, clip: Clip) -> Video:
+        if self.rate == 0 or not clip.train:
+            return x
+        frames = clip.frames.replace(x=x.reshape(*x.shape[:2], -1))
+        draw = frames.white(frames.keys(jax.random.bits(self.make_rng("dropout")), "dropout"))
+        stay = (draw > ndtri(self.rate)).reshape(x.shape)
+        return jnp.where(stay, x / (1 - self.rate), 0)
 
 
 class Convolution(nn.Module):
@@ -154,19 +182,12 @@ class Convolution(nn.Module):
         kernel, bias = _weights(self, (self.size, self.size, x.shape[-1], self.features))
         axes = (None, None, *self.axes)
 
-        def convolve(x: Array, kernel: Array) -> Array:
+        def pictures(x: Array, kernel: Array) -> Array:
             b, f = x.shape[:2]
-            out = jax.lax.conv_general_dilated(
-                x.reshape(b * f, *x.shape[2:]),
-                kernel,
-                (self.stride, self.stride),
-                # Of even sizes 'SAME' pads one side more than networks trained elsewhere do.
-                [(self.size // 2, self.size // 2)] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            out = convolve(x.reshape(b * f, *x.shape[2:]), kernel, self.stride)
             return out.reshape(b, f, *out.shape[1:])
 
-        return apply(convolve, x.astype(self.dtype), kernel, axes, (ROW, TOKEN)) + bias
+        return apply(pictures, x.astype(self.dtype), kernel, axes, (ROW, TOKEN)) + bias
 
 
 class TimeConvolution(nn.Module):

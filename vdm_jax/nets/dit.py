@@ -101,7 +101,7 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"], around: Around) -> tuple[Array, None]:
-        made = remembered(Block, self.remat)
+        made = remembered(Block, self.remat, prevent_cse=False)
         for place in range(self.places):
             x = made(**self.block, place=place, name=f"block_{place}")(x, around)
         return x, None

@@ -29,8 +29,12 @@ REMAT = {
 Part = TypeVar("Part", bound=type[nn.Module])
 
 
-def remembered(part: Part, remat: str) -> Part:
+def remembered(part: Part, remat: str, *, prevent_cse: bool = True) -> Part:
     """The module under the policy of that name in `REMAT`.
+
+    Args:
+      prevent_cse: false where a scan keeps both passes apart: nothing else then has to keep the
+        compiler from computing once what is to be computed twice.
 
     Raises:
       UserError: there is no such policy.
@@ -39,4 +43,4 @@ def remembered(part: Part, remat: str) -> Part:
         raise UserError(f"there is no remat '{remat}'.{suggestion(remat, REMAT)}")
     if remat == "none":
         return part
-    return nn.remat(part, policy=REMAT[remat], prevent_cse=False)
+    return nn.remat(part, policy=REMAT[remat], prevent_cse=prevent_cse)

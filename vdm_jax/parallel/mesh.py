@@ -2,7 +2,7 @@
 
     data    rows of the batch, parameters copied         (the slowest network lies here)
     fsdp    rows of the batch, parameters divided
-    seq     tokens of a row
+    seq     tokens of a row, or its frames
     tensor  heads and hidden units                       (the fastest network lies here)
 
 Axes have type `Auto`: the compiler places collectives, and `with_sharding_constraint` constrains
