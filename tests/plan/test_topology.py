@@ -45,6 +45,7 @@ def test_without_the_compiler_one_sentence_says_what_to_install(monkeypatch):
         (["--topology=local", "--price=2"], "--price needs --steps or --tokens"),
         (["--topology=local", "--search"], "--search is for a TPU"),
         (["--topology=local", "--what=dream"], "--what is 'dream'"),
+        (["--topology=local", "--effort=slow"], "no --effort 'slow'. Did you mean 'low'?"),
     ],
 )
 def test_the_verb_s_mistakes(words, said, capsys):

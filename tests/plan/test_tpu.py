@@ -20,7 +20,8 @@ pytestmark = [
         reason="the TPU's compiler is not installed: pip install -r requirements-tpu.txt",
     ),
 ]
-SMALL = 0.1  # norms, biases and tables, which lie whole on every device
+# Norms, biases and the table of words, of all that is scattered: 0.08 on v5e with 8 microbatches.
+SMALL = 0.2
 
 # Rows of 32,768 tokens with everything recomputed; microbatches and seq as memory demands.
 MESH = ("--config.mesh.data=8", "--config.mesh.fsdp=16")
