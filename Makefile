@@ -2,6 +2,7 @@
 #                HOLDOUT=1 draws anew which combinations are never trained on
 #                VIDEOS=/my/videos trains on that folder instead (docs/your-videos.md);
 #                a new run for other videos: RUN=runs/another
+# make cascade   three small stages, each trained and then sampled one after another
 # make bunny     real footage: fetch Big Buck Bunny, cut it into shots, train  [MINUTES=30]
 #                DEVICE=gpu, with demo or bunny: on NVIDIA GPUs
 # make test      the default tests            make slow      the long ones
@@ -40,7 +41,7 @@ INSTALLED := $(VENV)/.installed
 DEVICES   := XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"
 endif
 
-.PHONY: demo bunny test slow mutants lint setup videos clean
+.PHONY: demo bunny cascade test slow mutants lint setup videos clean
 
 setup: $(INSTALLED)
 
@@ -78,6 +79,17 @@ bunny: setup
 	$(DEVICES) $(PY) -m vdm_jax train --config=experiments/bunny.py --config.knobs.manifest=$(DATA)/manifest --workdir=$(RUN) --minutes=$(MINUTES)
 	$(PY) -m vdm_jax sample $(RUN) --prompts=$(DATA)/manifest/captions.txt --frames=8 --height=24 --width=40 --out=$(RUN)/samples
 	@ls -1 $(RUN)/loss.png $(RUN)/summary.json
+
+# Steps that take less than half an hour on two cores, sampling included.
+CASCADE := data/cascade
+STAGES  := base time space
+cascade: setup
+	$(PY) -m data_pipeline generate $(CASCADE)/clips --clips 4000 --seed 0 --holdout 0 --frames 16 --sides 32
+	$(PY) -m data_pipeline generate $(CASCADE)/unseen --clips 128 --seed 1 --holdout 0 --unseen --frames 16 --sides 32
+	$(PY) -m data_pipeline index $(CASCADE)/clips --out $(CASCADE)/manifest
+	for stage in $(STAGES); do $(DEVICES) $(PY) -m vdm_jax train --config=experiments/imagen_video.py:smoke-$$stage --workdir=runs/cascade/$$stage || exit $$?; done
+	$(PY) -m vdm_jax sample $(STAGES:%=runs/cascade/%) --requests=$(CASCADE)/unseen/requests.jsonl --out=runs/cascade/samples
+	$(PY) -m data_pipeline judge runs/cascade/samples --truth $(CASCADE)/unseen --trained-on $(CASCADE)/clips --into runs/cascade/summary.json
 
 test: setup
 	$(PY) -m pytest -n auto --dist worksteal

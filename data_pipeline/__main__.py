@@ -89,15 +89,23 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         if args.into:
             _merge(found, Path(args.into))
         return found
+    from data_pipeline.generated import SMALL, Extent, generate
+
+    extent = Extent(
+        frames=tuple(args.frames or SMALL.frames), sides=tuple(args.sides or SMALL.sides)
+    )
     if args.as_ == "tfds":
         if args.unseen:
             raise DataError("--unseen comes with requests, as files; leave out --as.", code=2)
+        if extent != SMALL:
+            raise DataError("--frames and --sides are of files; leave out --as.", code=2)
         from data_pipeline.shapes import prepare
 
         return prepare(args.directory, args.clips, args.seed, holdout=args.holdout)
-    from data_pipeline.generated import generate
-
-    return generate(args.directory, args.clips, args.seed, holdout=args.holdout, unseen=args.unseen)
+    return generate(
+        args.directory, args.clips, args.seed, holdout=args.holdout, unseen=args.unseen,
+        extent=extent,
+    )  # fmt: skip
 
 
 def _merge(found: dict[str, Any], path: Path) -> None:
@@ -157,6 +165,8 @@ def _parser() -> argparse.ArgumentParser:
         default="files",
         help="files in a folder, or a data set of tensorflow-datasets below it",
     )
+    make.add_argument("--frames", type=_count, nargs="+", help="that a video may have (4 to 8)")
+    make.add_argument("--sides", type=_side, nargs="+", help="even pixels a side (16 20)")
     make.add_argument("--unseen", action="store_true", help="show only what --holdout holds out")
     judge = verbs.add_parser("judge", help="do sampled videos show what was asked?")
     judge.add_argument("samples", help="the folder that `vdm sample --requests` wrote")
@@ -170,6 +180,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(word: str) -> int:
     return _at_least(word, 1)
+
+
+def _side(text: str) -> int:
+    side = _count(text)
+    if side % 2:
+        raise argparse.ArgumentTypeError("must be even, as the video format is")
+    return side
 
 
 def _natural(word: str) -> int:

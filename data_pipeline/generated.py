@@ -85,6 +85,17 @@ SHAPES: dict[str, Distance] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How many frames a video may have, and pixels a side."""
+
+    frames: tuple[int, ...] = (4, 5, 6, 7, 8)
+    sides: tuple[int, ...] = SIDES
+
+
+SMALL = Extent()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
     """The ground truth of one clip; `frames` is 1 and `motion` empty for a still image."""
 
@@ -130,7 +141,14 @@ def combinations(holdout: int | None, unseen: bool) -> tuple[Combination, ...]:
     return tuple(one for i, one in enumerate(every) if (i in out) == unseen)
 
 
-def scene(seed: int, index: int, *, holdout: int | None = None, unseen: bool = False) -> Scene:
+def scene(
+    seed: int,
+    index: int,
+    *,
+    holdout: int | None = None,
+    unseen: bool = False,
+    extent: Extent = SMALL,
+) -> Scene:
     """What clip `index` shows; with `unseen` a combination that is held out, else another."""
 
     def choose(purpose: str, options):
@@ -147,9 +165,9 @@ def scene(seed: int, index: int, *, holdout: int | None = None, unseen: bool = F
         motion=motion,
         pattern=choose("pattern", PATTERNS),
         tone=choose("tone", TONES),
-        frames=1 if still else choose("frames", range(4, 9)),
-        height=choose("height", SIDES),
-        width=choose("width", SIDES),
+        frames=1 if still else choose("frames", extent.frames),
+        height=choose("height", extent.sides),
+        width=choose("width", extent.sides),
         fps=0 if still else choose("fps", range(6, 13)),
     )
 
@@ -199,7 +217,13 @@ def _background(one: Scene, seed: int) -> np.ndarray:
 
 
 def generate(
-    directory: str, clips: int, seed: int, *, holdout: int | None = None, unseen: bool = False
+    directory: str,
+    clips: int,
+    seed: int,
+    *,
+    holdout: int | None = None,
+    unseen: bool = False,
+    extent: Extent = SMALL,
 ) -> dict[str, Any]:
     """Write `clips` clips with captions and attributes into a folder.
 
@@ -214,7 +238,7 @@ def generate(
     if unseen and holdout is None:
         raise DataError("--unseen needs --holdout, the draw that says what is held out.", code=2)
     folder = Path(directory)
-    make = partial(write, folder, seed, holdout=holdout, unseen=unseen)
+    make = partial(write, folder, seed, holdout=holdout, unseen=unseen, extent=extent)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -242,10 +266,16 @@ def request(one: Scene) -> dict[str, Any]:
 
 
 def write(
-    folder: Path, seed: int, index: int, *, holdout: int | None = None, unseen: bool = False
+    folder: Path,
+    seed: int,
+    index: int,
+    *,
+    holdout: int | None = None,
+    unseen: bool = False,
+    extent: Extent = SMALL,
 ) -> Scene:
     """Draw one clip and write it."""
-    one = scene(seed, index, holdout=holdout, unseen=unseen)
+    one = scene(seed, index, holdout=holdout, unseen=unseen, extent=extent)
     save(folder, one, render(one, seed))
     return one
 

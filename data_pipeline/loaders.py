@@ -37,7 +37,7 @@ from data_pipeline.plan import SCHEME, Planner, Plans, pick, plan_name
 from data_pipeline.report import summarise
 from data_pipeline.serve import Batch, ErrorBudget, Reader, Served, Share, Steps, remembering, stack
 from data_pipeline.settings import latent_problems, number_problems
-from data_pipeline.sizes import Area, Native, NormalSide, Side
+from data_pipeline.sizes import Area, Crop, Native, NormalSide, Side
 from data_pipeline.text import Tokenizer
 from data_pipeline.texts import Texts, caption_problems, text_problems
 from data_pipeline.views import Views
@@ -86,7 +86,7 @@ class PackedVideo:
     pairs: float = 1.0
     rows: int
     seed: int
-    size: Native | Area | Side | NormalSide
+    size: Native | Area | Side | NormalSide | Crop
     fps: float | LogRate | Strides | None = None
     duration: Whole | LogSeconds | LogFrames = dataclasses.field(default_factory=Whole)
     dropping: KeepAll | Constant | Beta | ByLength | Scheduled = dataclasses.field(
@@ -139,7 +139,8 @@ class PackedVideo:
         ]
         for axis, side in enumerate(("frames", "height", "width")):
             largest = max(int(getattr(clips, side).max()) for clips in sources)
-            if self.patch[axis] > largest:
+            enlarged = axis > 0 and self.size.most is not None
+            if self.patch[axis] > largest and not enlarged:
                 found.append(
                     f"patch is {self.patch}, but no clip has more than {largest} {side}; "
                     "take a smaller patch."

@@ -107,7 +107,9 @@ class Planner:
         whole, rate = clips.at_rate(column("frames").astype(np.int64), native, wanted)
         frames = self.duration.frames(whole, rate, draw("duration"))
         scale = self.size.scale(height, width, draw("size"))
-        fitted = sizes.fit(frames, height, width, scale, self.capacity.patch, self.capacity.longest)
+        fitted = sizes.fit(
+            frames, height, width, scale, self.capacity.patch, self.capacity.longest, self.size.most
+        )
         left_out = self.dropping.rate(fitted.tokens, ordinal, draw("dropping"))
 
         chance = draw("caption")

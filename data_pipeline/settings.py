@@ -60,6 +60,11 @@ def number_problems(data: Any, devices: int, microbatches: int) -> list[str]:
         found.append(
             f"block is {data.block}; it must be between rows ({data.rows}) and {LARGEST_BLOCK}."
         )
+    if (most := data.size.most) and any(a % b for a, b in zip(most, data.patch[1:], strict=True)):
+        found.append(
+            f"size crops to {most[0]} x {most[1]}, which patches of {data.patch[1]} x "
+            f"{data.patch[2]} do not divide; take whole multiples."
+        )
     if data.capacity.longest < 1:
         found.append(f"pairs is {data.pairs}, too little for a single token; raise it.")
     return found

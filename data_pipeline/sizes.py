@@ -9,10 +9,12 @@ middle is cropped to whole patches: nothing is stretched, and less than one patc
 | `Area` | the area | uniform in its logarithm |
 | `Side` | the side of a square of the same area | uniform |
 | `NormalSide` | the same | normal, mean nearer to the low end |
+| `Crop` | nothing | |
 
-None enlarges a clip beyond `low`: each is its density given a size of at most the clip's own, and
-a clip smaller than `low` gets `low`. NaViT (arXiv:2307.06304, sections 2.2 and 3.2) found the side
-better to draw than the area, and a normal truncated to [-1, 1] with mean -1/2 better still.
+`Crop` gives every clip one size, for networks that know no other. None of the others enlarges a
+clip beyond `low`: each is its density given a size of at most the clip's own, and a clip smaller
+than `low` gets `low`. NaViT (arXiv:2307.06304, sections 2.2 and 3.2) found the side better to draw
+than the area, and a normal truncated to [-1, 1] with mean -1/2 better still.
 
 An example of more tokens than a row has is, in this order,
 
@@ -29,12 +31,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from data_pipeline.checks import range_problems
+from data_pipeline.checks import range_problems, whole
 
 TRIMMED, SHRUNK, DROPPED = 1, 2, 4  # bits of `Fitted.changed`
 
 
 class SizeLaw(Protocol):
+    @property
+    def most(self) -> tuple[int, int] | None:
+        """Height and width beyond which a clip is cropped, None where it is not."""
+
     def scale(self, height: np.ndarray, width: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """Factor for both sides of each clip; `draw` is uniform in [0, 1), one per example."""
 
@@ -45,6 +51,8 @@ class SizeLaw(Protocol):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Native:
     """Every clip at its own size."""
+
+    most = None
 
     def scale(self, height: np.ndarray, width: np.ndarray, draw: np.ndarray) -> np.ndarray:
         return np.ones(len(height))
@@ -59,6 +67,7 @@ class Area:
 
     low: float
     high: float
+    most = None
 
     def scale(self, height: np.ndarray, width: np.ndarray, draw: np.ndarray) -> np.ndarray:
         own = height.astype(np.float64) * width
@@ -75,6 +84,7 @@ class Side:
 
     low: float
     high: float
+    most = None
 
     def scale(self, height: np.ndarray, width: np.ndarray, draw: np.ndarray) -> np.ndarray:
         own = np.sqrt(height.astype(np.float64) * width)
@@ -94,6 +104,7 @@ class NormalSide:
     high: float
     mean: float = -0.5
     std: float = 1.0
+    most = None
 
     def scale(self, height: np.ndarray, width: np.ndarray, draw: np.ndarray) -> np.ndarray:
         own = np.sqrt(height.astype(np.float64) * width)
@@ -116,6 +127,29 @@ class NormalSide:
         return found
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crop:
+    """Every clip at `height` x `width` pixels: scaled until it covers them, either way, and cut to
+    their middle."""
+
+    height: int
+    width: int
+
+    @property
+    def most(self) -> tuple[int, int]:
+        return self.height, self.width
+
+    def scale(self, height: np.ndarray, width: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        return np.maximum(self.height / height, self.width / width)
+
+    def problems(self) -> list[str]:
+        return [
+            f"size has {name} {getattr(self, name)!r}; it must be a whole number of at least 1."
+            for name in ("height", "width")
+            if not whole(getattr(self, name))
+        ]
+
+
 class Fitted(NamedTuple):
     """Leaves (n,), or (n, 2) for (height, width); a dropped example has no tokens."""
 
@@ -134,11 +168,12 @@ def fit(
     scale: np.ndarray,
     patch: tuple[int, int, int],
     tokens: int,
+    most: tuple[int, int] | None = None,
 ) -> Fitted:
     """Sizes in whole patches that cost at most `tokens` each; see the module's docstring."""
     own = np.stack([height, width], axis=1).astype(np.float64)
     scale = scale.astype(np.float64)
-    resized, cells = _layer(own, scale, patch)
+    resized, cells = _layer(own, scale, patch, most)
     shrunk = cells.prod(axis=1) > tokens
     over = np.flatnonzero(shrunk)
     for _ in range(64):
@@ -147,7 +182,7 @@ def fit(
         # The square root lands on the budget but for rounding; 1 % less each time ends that.
         ratio = tokens / cells[over].prod(axis=1)
         scale[over] *= np.minimum(np.sqrt(ratio), 0.99)
-        resized[over], cells[over] = _layer(own[over], scale[over], patch)
+        resized[over], cells[over] = _layer(own[over], scale[over], patch, most)
         over = over[cells[over].prod(axis=1) > tokens]
     layer = cells.prod(axis=1)
     dropped = layer > tokens
@@ -160,10 +195,14 @@ def fit(
 
 
 def _layer(
-    own: np.ndarray, scale: np.ndarray, patch: tuple[int, int, int]
+    own: np.ndarray,
+    scale: np.ndarray,
+    patch: tuple[int, int, int],
+    most: tuple[int, int] | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(resized sides in pixels, cells) of one layer: at least one patch, aspect kept."""
     sides = np.array(patch[1:])
     scale = np.maximum(scale, (sides / own).max(axis=1))
     resized = np.maximum(np.rint(own * scale[:, None]).astype(np.int64), sides)
-    return resized, resized // sides
+    seen = resized if most is None else np.minimum(resized, most)
+    return resized, seen // sides

@@ -1,7 +1,8 @@
-"""What experiments share: choosing a variant, text conditions, the small run of a CPU.
+"""What experiments share: choosing a variant, text conditions, small runs of a CPU, cascades.
 
 `small_run` is what `demo.py`, `own.py` and `bunny.py` train; its numbers are those named at the
-top, those in `knobs`, and the arguments.
+top, those in `knobs`, and the arguments. `frames_run` is what UNets train: on rows of whole frames,
+each stage of a cascade on its own view of the data.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import math
 
 from ml_collections import ConfigDict
 
+from data_pipeline.clips import LogFrames, Strides
 from data_pipeline.loaders import PackedVideo, Source
-from data_pipeline.sizes import Area
+from data_pipeline.sizes import Area, Crop
 from vdm_jax.config import UserError, spec, suggestion
 from vdm_jax.denoiser import Denoiser
 from vdm_jax.diffusion.grids import Linspace, Shifted
@@ -23,13 +25,16 @@ from vdm_jax.diffusion.sample import Sampler
 from vdm_jax.diffusion.schedule import Straight
 from vdm_jax.diffusion.steppers import Euler
 from vdm_jax.diffusion.times import LogitNormal, Stratified
-from vdm_jax.diffusion.weights import MinSnr
+from vdm_jax.diffusion.weights import MinSnr, Uniform
+from vdm_jax.nets.clip import HeadWidth
 from vdm_jax.nets.dit import DiT
 from vdm_jax.nets.encoders import TextEmbedding
 from vdm_jax.nets.modulation import PerBlock
 from vdm_jax.nets.positions import Fractional, Rotary, Sincos
+from vdm_jax.nets.spatial import Attend, Norm
+from vdm_jax.nets.unet3d import ImageUNet, UNet3D
 from vdm_jax.objectives.denoise import Denoise
-from vdm_jax.signals import PackedText, PooledText, Signal
+from vdm_jax.signals import Channels, PackedText, PooledText, Signal, Sinusoid
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import AdamW, Muon, Optimizer, WarmupCosine
 from vdm_jax.train.run import Run
@@ -186,3 +191,104 @@ def _small_stage(smoke: bool, knobs: ConfigDict, words: int) -> ConfigDict:
         sampler=sampler,
         patch=SMALL_PATCH,
     )
+
+
+def frames_data(
+    knobs: ConfigDict,
+    *,
+    frames: int,
+    size: tuple[int, int],
+    rows: int,
+    images: int = 0,
+    stride: int = 1,
+    where: str = "",
+    words: int = 64,
+    block: int = 4096,
+    holdout: float = 0.05,
+) -> ConfigDict:
+    """Rows of whole frames: a video and as many stills as there is room for, or stills alone.
+
+    Args:
+      frames: of a video; images: frames of a row beside it.
+      size: height and width that every clip is cropped to.
+      rows: of a step; stride: every how manieth frame is seen.
+      where: only clips of which this holds; words: tokens of a text.
+    """
+    height, width = size
+    return spec(
+        PackedVideo,
+        sources=(spec(Source, manifest=knobs.get_ref("manifest"), where=where),),
+        patch=(1, height, width),
+        tokens=frames + images,
+        text_tokens=(frames + images) * words // 4 + words,
+        segments=frames + images,
+        rows=rows,
+        seed=knobs.get_ref("seed"),
+        size=spec(Crop, height=height, width=width),
+        fps=spec(Strides, choices=(stride,)) if stride > 1 else None,
+        duration=spec(LogFrames, low=frames, high=frames),
+        holdout=holdout,
+        block=block,
+    )
+
+
+def unet(
+    *,
+    width: int,
+    mults: tuple[int, ...],
+    blocks: int | tuple[int, ...],
+    attend: tuple[int, ...],
+    head: int,
+    groups: int,
+    temporal: tuple[ConfigDict, ...] = (),
+    cross: tuple[str, ...] = (),
+    smoke: bool,
+    **image,
+) -> ConfigDict:
+    """A UNet whose time embedding scales and shifts; levels in `attend` and, if there are any, the
+    middle attend in space, and to the token sets in `cross`; `image` are fields of `ImageUNet`."""
+    norm = spec(Norm, groups=groups)
+    block = spec(Attend, heads=spec(HeadWidth, features=head), norm=norm, cross=cross)
+    follow = tuple(block if level in attend else None for level in range(len(mults)))
+    return spec(
+        UNet3D,
+        image=spec(
+            ImageUNet, width=width, mults=mults, blocks=blocks, follow=follow,
+            middle=block if attend else None, norm=norm, time="scale_shift", **image,
+        ),
+        temporal=temporal,
+        cross=cross if attend else (),
+        remat="none" if smoke else "full",
+        dtype="float32" if smoke else "bfloat16",
+    )  # fmt: skip
+
+
+def told_below(width: int) -> tuple[ConfigDict, ConfigDict]:
+    """What a stage is told of the one below: its video, and how much noise was put on it."""
+    return (
+        spec(Signal, key="below", slot="channels", embed=spec(Channels)),
+        spec(Signal, key="augmentation", slot="vector", embed=spec(Sinusoid, width=width)),
+    )
+
+
+def frames_run(
+    knobs: ConfigDict, *, stage: ConfigDict, data: ConfigDict, smoke: bool, **changes
+) -> ConfigDict:
+    """A UNet on rows of whole frames, trained by Adam; `changes` are fields of the run."""
+    schedule = spec(WarmupCosine, steps=50, total=knobs.get_ref("steps"), final=0.05)
+    adam = spec(AdamW, learning_rate=knobs.get_ref("learning_rate"))
+    usual = {
+        "objective": spec(Denoise, times=spec(Stratified), weight=spec(Uniform)),
+        "optimizer": spec(Optimizer, rules=((".*", adam),), schedule=schedule),
+        "ema": (0.995,) if smoke else (0.9999,),
+        "save_every": 500,
+        "validate_every": 500,
+        "validation_rows": 4,
+        "rules": "dp" if smoke else "fsdp",
+        "mesh": {"data": -1 if smoke else 1, "fsdp": 1 if smoke else -1, "seq": 1, "tensor": 1},
+        **changes,
+    }
+    return spec(
+        Run, stage=stage, data=data, seed=knobs.get_ref("seed"), steps=knobs.get_ref("steps"),
+        knobs=knobs, **usual,
+    )  # fmt: skip

@@ -132,6 +132,7 @@ def _denoiser(size: str, patch: tuple[int, int, int], knobs: ConfigDict) -> Conf
         drop=knobs.get_ref("text_drop"),
         depth=1 if smoke else 12,
         heads=4 if smoke else 16,
+        dtype="float32" if smoke else "bfloat16",
     )
     rate = spec(Signal, key="fps", slot="vector", embed=spec(Sinusoid, width=width))
     backbone = spec(

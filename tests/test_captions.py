@@ -25,7 +25,8 @@ from vdm_jax.codecs import Pixels
 from vdm_jax.config import UserError, build
 from vdm_jax.diffusion.sample import Sampler
 from vdm_jax.nets.encoders import TextEmbedding
-from vdm_jax.pipeline import Capacity, Pipeline, Request
+from vdm_jax.pipeline import Pipeline
+from vdm_jax.requests import Capacity, Request
 from vdm_jax.signals import FrozenText, PackedText, Signal
 from vdm_jax.texts import Module, _run, encode
 from vdm_jax.train.feed import to_carrier

@@ -5,6 +5,7 @@ import json
 
 import av
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -12,9 +13,10 @@ from flax import linen as nn
 from tests.workbench import vdm
 from vdm_jax import gallery, pipeline
 from vdm_jax.config import UserError
+from vdm_jax.nets.gamma import Gamma
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import table
-from vdm_jax.pipeline import Request
+from vdm_jax.requests import Request, grid
 
 
 @pytest.fixture(scope="module")
@@ -44,24 +46,36 @@ def test_the_same_seed_gives_the_same_bytes_anywhere_in_the_queue(made):
 def test_seed_and_guidance_matter(made):
     base = videos(made, [request()])[0]
     assert np.any(videos(made, [request(seed=1)])[0] != base)
-    weak, strong = (
-        dict(made([request()], sampler=made.stage.sampler.override(guidance=g)))[0]
-        for g in (1.0, 30.0)
-    )
+    weak, strong = (dict(made.override(guidance=g)([request()]))[0] for g in (1.0, 30.0))
     assert weak.shape == strong.shape == base.shape and np.any(weak != strong)
+
+
+def test_a_learnt_schedule_is_what_is_sampled_with(made):
+    gamma = Gamma(hidden=2)
+    curve = {"first": 1.0, "second": [1.0, 1.0], "places": [0.0, 0.0], "third": [1.0, 1.0]}
+    denoiser = made.stage.denoiser.clone(gamma=gamma)
+    stage = dataclasses.replace(made.stage, denoiser=denoiser)
+
+    def video(high):
+        ends = {"gamma_0": -4.0, "gamma_1": high}
+        learnt = {name: jnp.asarray(value) for name, value in (curve | ends).items()}
+        params = {"params": made.params["params"] | {"gamma": learnt}}
+        bound = dataclasses.replace(made, stage=stage, params=params, traced=None)
+        return videos(bound, [request()])[0]
+
+    assert np.any(video(6.0) != video(1.0))
 
 
 def test_prompt_and_negative_matter(made):
     """Guided hard, since six steps of training have taught the network little about words."""
-    sampler = made.stage.sampler.override(guidance=30.0)
     words = ({}, {"prompt": "a blue square"}, {"negative": "a red circle"}, {"negative": "dark"})
     # All in one call: the same seed, so that words alone tell the videos apart.
-    found = dict(made([request(**more) for more in words], sampler=sampler))
+    found = dict(made.override(guidance=30.0)([request(**more) for more in words]))
     for one in range(len(words)):
         for other in range(one):
             assert np.any(found[one] != found[other]), (words[one], words[other])
     # Guided away from the prompt itself, guidance has nothing to add.
-    plain = dict(made([request()], sampler=made.stage.sampler.override(guidance=1.0)))[0]
+    plain = dict(made.override(guidance=1.0)([request()]))[0]
     np.testing.assert_allclose(found[2].astype(int), plain, atol=1)
 
 
@@ -79,7 +93,7 @@ def test_a_size_they_do_not_allow_is_said(made):
 
 def test_a_video_longer_than_the_trained_row(made):
     frames, height, width = 16, 32, 48
-    assert np.prod(made.grid(request(frames=frames, height=height, width=width))) > 256
+    assert np.prod(grid(made.stage, request(frames=frames, height=height, width=width))) > 256
     found = videos(made, [request(frames=frames, height=height, width=width)])
     assert found[0].shape == (frames, height, width, 3)
 
@@ -105,12 +119,12 @@ def test_files_carry_what_made_them(trained, tmp_path):
 def test_a_video_that_is_not_finite_is_named_and_the_others_kept(made, tmp_path, monkeypatch):
     whole = pipeline._generate
 
-    def broken(stage, sampler, params, arrays):
-        return whole(stage, sampler, params, arrays).at[0, 0, 0].set(np.nan)
+    def broken(stage, params, arrays):
+        return whole(stage, params, arrays).at[0, 0, 0].set(np.nan)
 
     monkeypatch.setattr(pipeline, "_generate", broken)
     made = dataclasses.replace(made, traced=None)  # what was traced before is whole
-    found = gallery.write_all(made, [request(), request(1)], made.stage.sampler, tmp_path)
+    found = gallery.write_all(made, [request(), request(1)], tmp_path)
     assert found["failed"] == [0] and len(found["files"]) == 1
 
 
@@ -119,9 +133,9 @@ def test_a_mesh_changes_no_video(made, monkeypatch):
     crowd = [request(seed=5), request(seed=1, height=8), request(seed=2, frames=1), request(seed=3)]
     whole, found, programs = pipeline._generate, [], []
 
-    def watched(stage, sampler, params, arrays):
-        programs.append(whole.lower(stage, sampler, params, arrays).compile().as_text())
-        batch = whole(stage, sampler, params, arrays)
+    def watched(stage, params, arrays):
+        programs.append(whole.lower(stage, params, arrays).compile().as_text())
+        batch = whole(stage, params, arrays)
         found.append(np.asarray(batch))
         return batch
 
@@ -139,5 +153,5 @@ def test_a_mesh_changes_no_video(made, monkeypatch):
 def test_an_unwritable_folder_is_found_before_sampling(made, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write") as caught:
-        gallery.write_all(made, [request()], made.stage.sampler, tmp_path / "file" / "out")
+        gallery.write_all(made, [request()], tmp_path / "file" / "out")
     assert caught.value.code == 6

@@ -9,6 +9,7 @@ from importlib import import_module
 
 VERBS = {
     "train": "train a model, or go on with a run that was stopped",
+    "distill": "train students of a run that need fewer evaluations to sample",
     "sample": "make videos with a trained model",
     "check": "say what a config would do, and everything wrong with it, without compiling",
     "plan": "compile for a TPU that is not here: does it fit, what does it move, how long",

@@ -217,6 +217,44 @@ class Frames(_Carrier):
         return jnp.where(self.segment[..., None, None, None] > 0, noise, 0)
 
 
+def as_frames(batch: Packed) -> Frames:
+    """Tokens that are whole frames, of patches (1, h, w), as frames."""
+    _, h, w = batch.patch
+
+    def pictures(leaf: Array | None) -> Array | None:
+        if leaf is None:
+            return None
+        return rearrange(leaf, "b f (h w c) -> b f h w c", h=h, w=w)
+
+    return Frames(
+        x=cast(Array, pictures(batch.x)), segment=batch.segment, position=batch.raster,
+        examples=_of_grid(batch.examples, batch.examples.grid * jnp.array([1, h, w])),
+        mask=pictures(batch.mask), level=batch.level, known=batch.known,
+        given=pictures(batch.given),
+    )  # fmt: skip
+
+
+def as_packed(batch: Frames) -> Packed:
+    """The inverse of `as_frames`: a token a frame."""
+    h, w = batch.x.shape[2:4]
+
+    def tokens(leaf: Array | None) -> Array | None:
+        return None if leaf is None else rearrange(leaf, "b f h w c -> b f (h w c)")
+
+    zero = jnp.zeros_like(batch.position)
+    return Packed(
+        x=cast(Array, tokens(batch.x)), segment=batch.segment,
+        position=jnp.stack([batch.position, zero, zero], axis=-1), raster=batch.position,
+        examples=_of_grid(batch.examples, batch.examples.grid // jnp.array([1, h, w])),
+        mask=tokens(batch.mask), level=batch.level, known=batch.known, given=tokens(batch.given),
+        patch=(1, h, w),
+    )  # fmt: skip
+
+
+def _of_grid(examples: Examples, grid: Int[Array, "b e 3"]) -> Examples:
+    return cast(Any, examples).replace(grid=grid.astype(examples.grid.dtype))
+
+
 def patchify(video: AnyArray, patch: tuple[int, int, int]) -> AnyArray:
     """(..., t, h, w, c) -> (..., tokens, pt ph pw c); extents must divide by the patch."""
     pt, ph, pw = patch
@@ -237,12 +275,13 @@ def unpatchify(
     )  # fmt: skip
 
 
-def unpack(batch: Packed) -> list[np.ndarray]:
-    """The videos (t h w c) of a packed batch, on the host, row by row in order of segment.
+def unpack(batch: Frames | Packed) -> list[np.ndarray]:
+    """The videos (t h w c) of a batch, on the host, row by row in order of segment.
 
     Dropped tokens come back as zeros; frames that only pad a patch in time are cut off, unless no
     token of theirs is there to say so.
     """
+    batch = as_packed(batch) if isinstance(batch, Frames) else batch
     rows, segments = np.nonzero(np.asarray(batch.examples.valid))
     x, segment, raster = (np.asarray(leaf) for leaf in (batch.x, batch.segment, batch.raster))
     mask = None if batch.mask is None else np.asarray(batch.mask)

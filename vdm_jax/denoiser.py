@@ -14,9 +14,10 @@ from jaxtyping import Array
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.cond import Cond
 from vdm_jax.diffusion.parameterization import Parameterization, Prediction
-from vdm_jax.diffusion.process import Level
+from vdm_jax.diffusion.process import Level, Process
+from vdm_jax.nets.gamma import Gamma
 from vdm_jax.signals import Dropped, Signal, gather
-from vdm_jax.types import Count, PerExample, Positive
+from vdm_jax.types import Count, Params, PerExample, Positive
 
 
 class TimeInput(Protocol):
@@ -54,17 +55,61 @@ class QuarterLogSigma:
         return jnp.clip(-at.logsnr / 2, -self.limit, self.limit) / 4
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseLevel:
+    """`scale` times -log SNR, which is held within `limit` at the ends (Kingma et al. 2021)."""
+
+    scale: Positive = 50.0
+    limit: Positive = 20.0
+
+    def __call__(self, at):
+        return self.scale * jnp.clip(-at.logsnr, -self.limit, self.limit)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learnt:
+    """The schedule that a denoiser has learnt: -gamma(t). Nothing is trained through it."""
+
+    gamma: Gamma
+    variables: Params
+
+    def __call__(self, t):
+        return -self.gamma.apply(jax.lax.stop_gradient(self.variables), t)
+
+    def inverse(self, logsnr):
+        """By bisection, to 2^-24."""
+
+        def halve(_, ends):
+            low, high = ends
+            middle = (low + high) / 2
+            early = self(middle) > logsnr
+            return jnp.where(early, middle, low), jnp.where(early, high, middle)
+
+        start = jnp.zeros_like(logsnr), jnp.ones_like(logsnr)
+        _, late = jax.lax.fori_loop(0, 24, halve, start)
+        return jnp.where(logsnr >= self(jnp.zeros(())), 0, late)
+
+
 class Denoiser(nn.Module):
     """backbone + signals + parameterization.
 
     `condition` turns raw values into a `Cond`; `__call__` gives the raw output of the network,
-    which `predict` splits into estimates of x0 and eps.
+    which `predict` splits into estimates of x0 and eps. Where `gamma` is given, the noise schedule
+    is learnt too, and `process` binds it.
     """
 
     backbone: nn.Module
     parameterization: Parameterization
     signals: tuple[Signal, ...] = ()
     time_input: TimeInput = ScaledTime()
+    gamma: Gamma | None = None
+
+    def process(self, params: Params, process: Process) -> Process:
+        """`process`, its schedule the one that `params` have learnt, if they have learnt one."""
+        if self.gamma is None:
+            return process
+        schedule = Learnt(gamma=self.gamma, variables={"params": params["params"]["gamma"]})
+        return dataclasses.replace(process, schedule=schedule)
 
     def condition(
         self, raw: Mapping[str, Any], batch: Frames | Packed, dropped: Dropped | None = None
@@ -85,4 +130,6 @@ class Denoiser(nn.Module):
 
     def start(self, batch: Frames | Packed, at: Level, raw: Mapping[str, Any]) -> Array:
         """Everything once, for initialisation."""
+        if self.gamma is not None:
+            self.gamma(at.t)
         return self(batch, at, self.condition(raw, batch))

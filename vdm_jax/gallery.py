@@ -1,4 +1,8 @@
-"""Sampled videos as files: an mp4 each, an index of them, and one animated sheet to look at."""
+"""Sampled videos as files: an mp4 each, an index of them, and one animated sheet to look at.
+
+Where a stage of a cascade is to make more of them elsewhere, also an array each: an mp4 is not what
+was made to the bit.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +21,10 @@ from rich.console import Console
 from rich.progress import track
 
 from data_pipeline.encode import write_mp4
+from vdm_jax.cascade import Cascade
 from vdm_jax.config import UserError
-from vdm_jax.diffusion.sample import Sampler
-from vdm_jax.pipeline import Pipeline, Request
+from vdm_jax.pipeline import Made, Pipeline, Video
+from vdm_jax.requests import Request
 
 CELL = 160  # pixels of one video's longer side on the sheet
 LINE, LINES, LETTERS = 11, 3, 28  # of a caption above it: pixels a line, lines, letters a line
@@ -27,9 +32,18 @@ CAPTION = LINE * LINES + 2
 
 
 def write_all(
-    pipeline: Pipeline, requests: Sequence[Request], sampler: Sampler, folder: Path
+    pipeline: Pipeline | Cascade,
+    requests: Sequence[Request],
+    folder: Path,
+    *,
+    below: Sequence[Video] | None = None,
+    arrays: bool = False,
 ) -> dict[str, Any]:
     """Make every request and write it to `folder`, each file as soon as it is made.
+
+    Args:
+      below: the videos of a stage below, of which these are made.
+      arrays: write a .npy beside each mp4 too, for `read_all`.
 
     Returns {'model', 'files', 'sheet', 'failed'}; `failed` are the indices of requests whose video
     has a value that is not finite. They are not written.
@@ -46,7 +60,8 @@ def write_all(
     records: list[dict[str, Any]] = []
     failed: list[int] = []
     videos: list[tuple[str, np.ndarray]] = []
-    made = pipeline(requests, sampler=sampler)
+    made: Iterator[Made]
+    made = pipeline(requests) if isinstance(pipeline, Cascade) else pipeline(requests, below)
     for index, video in track(made, "sampling", len(requests), console=Console(stderr=True)):
         request = requests[index]
         if video is None:
@@ -56,6 +71,8 @@ def write_all(
         about = {"model": pipeline.digest, "config": pipeline.config, "index": index}
         about |= dataclasses.asdict(request)
         write_mp4(path, video, request.fps, metadata=metadata(about))
+        if arrays:
+            np.save(path.with_suffix(".npy"), video)
         records.append({"file": path.name, **about})
         videos.append((request.prompt, video))
         write_json(folder / "index.json", records)
@@ -64,6 +81,24 @@ def write_all(
         write_sheet(sheet, videos)
     files = [str(folder / record["file"]) for record in records]
     return {"model": pipeline.digest, "files": files, "sheet": str(sheet), "failed": failed}
+
+
+def read_all(folder: Path) -> list[tuple[Request, Video]]:
+    """What `write_all` wrote there with arrays, in the order of the requests.
+
+    Raises: UserError, nothing is there, or no arrays.
+    """
+    index = folder / "index.json"
+    if not index.is_file():
+        raise UserError(f"'{folder}' holds no samples: it has no index.json.")
+    fields = [field.name for field in dataclasses.fields(Request)]
+    found = []
+    for record in sorted(json.loads(index.read_text()), key=lambda record: record["index"]):
+        array = (folder / record["file"]).with_suffix(".npy")
+        if not array.is_file():
+            raise UserError(f"'{array}' is not there; sample that stage again with --arrays.")
+        found.append((Request(**{name: record[name] for name in fields}), np.load(array)))
+    return found
 
 
 def file_name(index: int, request: Request) -> str:

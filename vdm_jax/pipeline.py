@@ -1,8 +1,9 @@
 """From a run directory and prompts to videos: `load(run)(requests)`.
 
 Requests of any size the patching allows are packed into rows of one static shape, so one compiled
-program serves them all. A request's noise is keyed by its seed and by the cell alone: the same seed
-gives the same video whatever else is in the queue.
+program serves them all; a backbone of whole frames has a program for each size of frames. A
+request's noise is keyed by its seed and by the cell alone: the same seed gives the same video
+whatever else is in the queue.
 """
 
 from __future__ import annotations
@@ -19,41 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_pipeline.text import Tokenizer
-from vdm_jax.batch import Examples, Packed, unpack
+from vdm_jax.batch import Examples, Frames, Packed, as_packed, unpack
 from vdm_jax.compiled import Traced
 from vdm_jax.cond import Cond, Text
 from vdm_jax.config import UserError, build, from_json
-from vdm_jax.diffusion.sample import Sampler, sample
+from vdm_jax.diffusion.sample import sample
 from vdm_jax.features import encoder_hash
+from vdm_jax.links import Link
 from vdm_jax.parallel.place import whole
+from vdm_jax.requests import TEXT_PARTS, Capacity, Desk, Job, Request, check, groups, room_for
 from vdm_jax.signals import drop_all
 from vdm_jax.stage import Stage
 from vdm_jax.texts import encode
-from vdm_jax.train.run import size_problems
 from vdm_jax.types import Params
+from vdm_jax.windows import Part, Windows
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """One video to make; one frame is a still image. An empty `negative` is no text at all."""
-
-    prompt: str
-    frames: int
-    height: int
-    width: int
-    fps: float = 8.0
-    seed: int = 0
-    negative: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Capacity:
-    """The static shape of one call: rows of `tokens`, `text_tokens` and `segments` each."""
-
-    rows: int
-    tokens: int
-    text_tokens: int
-    segments: int
+Video = np.ndarray  # uint8 (t h w c)
+Made = tuple[int, Video | None]  # a request's index; no video where it has values of no number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,25 +48,123 @@ class Pipeline:
     digest: str = ""  # of the weights
     config: str = ""  # of the run's config.json
     traced: Traced | None = None  # samplers of this config that were traced before
+    rows: jax.sharding.Sharding | None = None  # of the rows of a call
 
     def __call__(
-        self, requests: Sequence[Request], *, sampler: Sampler | None = None
-    ) -> Iterator[tuple[int, np.ndarray | None]]:
-        """Yields (index of the request, uint8 video (t h w c)) as calls finish; None for a video
-        with a value that is not finite.
+        self, requests: Sequence[Request], below: Sequence[Video] | None = None
+    ) -> Iterator[Made]:
+        """Yields videos as calls finish.
+
+        Args:
+          below: of each request, the video that the stage below made.
 
         Raises:
-          UserError: a size that the patches do not divide, or a video larger than a row can be.
+          UserError: a size that the stage does not make, or what is below it was not given.
         """
-        sampler = sampler or self.stage.sampler
-        capacity = self._room_for(requests)
+        for index, request in enumerate(requests):
+            check(self.stage, request, index)
+        if self.stage.told_below and below is None:
+            raise UserError(
+                "a stage that is told of the one below it was given no video; name the run of that "
+                "stage before its own, or its videos with --below."
+            )
+        windows = self.stage.windows
+        if windows is not None and max(r.frames for r in requests) > windows.frames:
+            return self._in_windows(windows, requests, below)
+        jobs = [
+            Job(request=request, below=None if below is None else below[index])
+            for index, request in enumerate(requests)
+        ]
+        return self._in_sizes(jobs)
+
+    def override(
+        self,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        augmentation: float | None = None,
+    ) -> Pipeline:
+        """With another number of steps, guidance scale, or time of the noise on what is below.
+
+        Raises:
+          UserError: the stage has no guidance, or no such noise.
+        """
+        stage = self.stage
+        sampler = stage.sampler.override(steps=steps, guidance=guidance)
+        link = stage.link
+        if augmentation is not None:
+            if link is None or link.augment is None:
+                raise UserError(
+                    f"augmentation {augmentation:g} was asked of a stage that was trained with no "
+                    "noise on what is below it."
+                )
+            link = dataclasses.replace(
+                link, augment=dataclasses.replace(link.augment, at=augmentation)
+            )
+        return dataclasses.replace(
+            self, stage=dataclasses.replace(stage, sampler=sampler, link=link)
+        )
+
+    def on(self, devices: Sequence[jax.Device]) -> Pipeline:
+        """With its weights on each of these devices, and rows spread over them."""
+        mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+        rows = -(-self.capacity.rows // len(devices)) * len(devices)
+        return dataclasses.replace(
+            self,
+            params=jax.device_put(self.params, jax.sharding.NamedSharding(mesh, jax.P())),
+            capacity=dataclasses.replace(self.capacity, rows=rows),
+            traced=self.traced if list(devices) == jax.local_devices()[:1] else None,
+            rows=jax.sharding.NamedSharding(mesh, jax.P("data")),
+        )
+
+    def _in_windows(
+        self, windows: Windows, requests: Sequence[Request], below: Sequence[Video] | None
+    ) -> Iterator[Made]:
+        videos = [np.zeros((*r.size, self.stage.codec.channels), np.uint8) for r in requests]
+        lost = set()
+        for parts in windows.rounds([request.frames for request in requests]):
+            jobs = [
+                _job(
+                    self.stage.link, windows, requests[part.video], part, videos[part.video],
+                    None if below is None else below[part.video],
+                )
+                for part in parts
+            ]  # fmt: skip
+            for place, made in self._in_sizes(jobs):
+                part = parts[place]
+                if made is None:
+                    lost.add(part.video)
+                else:
+                    videos[part.video][part.frames.start : part.frames.stop] = made
+        for index, video in enumerate(videos):
+            yield index, None if index in lost else video
+
+    def _in_sizes(self, jobs: Sequence[Job]) -> Iterator[Made]:
+        """A program for all, or for each size of whole frames."""
+        if not self.stage.whole_frames:
+            yield from self._run(jobs)
+            return
+        sizes = [job.request.size[1:] for job in jobs]
+        for size in dict.fromkeys(sizes):
+            mine = [index for index, one in enumerate(sizes) if one == size]
+            stage = dataclasses.replace(self.stage, patch=(1, *size))
+            sized = dataclasses.replace(self, stage=stage)
+            for place, made in sized._run([jobs[index] for index in mine]):
+                yield mine[place], made
+
+    def _run(self, jobs: Sequence[Job]) -> Iterator[Made]:
+        requests = [job.request for job in jobs]
+        room = room_for(self.stage, self.capacity, self.tokenizer, requests)
+        desk = Desk(
+            stage=self.stage, room=room, tokenizer=self.tokenizer, features=self._texts(requests)
+        )
         codec = self.stage.codec
-        weights, read = codec.weights(), self._texts(requests)
-        for group in self._groups(requests, capacity):
-            chosen = [requests[i] for row in group for i in row]
-            arrays = self._arrays(chosen, group, capacity, read)
-            run = self._program(sampler, arrays)
-            latents = _blank(self.stage, arrays).replace(x=whole(run(self.params, arrays)))
+        weights = codec.weights()
+        for group in groups(self.stage, room, self.tokenizer, requests):
+            arrays = desk([[jobs[index] for index in row] for row in group])
+            run = self._program(arrays)
+            placed = arrays if self.rows is None else jax.device_put(arrays, self.rows)
+            latents = _blank(self.stage, arrays).replace(x=whole(run(self.params, placed)))
             order = [index for row in group for index in row]
             for index, video in zip(order, unpack(latents), strict=True):
                 if not np.isfinite(video).all():
@@ -94,54 +175,15 @@ class Pipeline:
                 yield index, shown[len(shown) - requests[index].frames :]
 
     def _program(
-        self, sampler: Sampler, arrays: Mapping[str, np.ndarray]
+        self, arrays: Mapping[str, np.ndarray]
     ) -> Callable[[Params, Mapping[str, np.ndarray]], jax.Array]:
         """(params, arrays of one call) -> latents (b n d)."""
+        generate = functools.partial(_generate, self.stage)
         if self.traced is None:
-            return functools.partial(_generate, self.stage, sampler)
-        generate = functools.partial(_generate, self.stage, sampler)
-        return self.traced(f"{self.config} {sampler}", generate, self.params, dict(arrays))
-
-    def grid(self, request: Request) -> tuple[int, int, int]:
-        """Cells (t, y, x) of a request; time is rounded up to whole patches."""
-        size = (request.frames, request.height, request.width)
-        units = [s * p for s, p in zip(self.stage.codec.stride, self.stage.patch, strict=True)]
-        t, h, w = (-(-extent // unit) for extent, unit in zip(size, units, strict=True))
-        return t, h, w
-
-    def _room_for(self, requests: Sequence[Request]) -> Capacity:
-        """The trained row, lengthened where one request alone would not fit in it."""
-        longest = max(int(np.prod(self.grid(request))) for request in requests)
-        words = max(
-            len(self.tokenizer.encode(text)) for r in requests for text in (r.prompt, r.negative)
-        )
-        return dataclasses.replace(
-            self.capacity,
-            tokens=max(self.capacity.tokens, -(-longest // 128) * 128),
-            text_tokens=max(self.capacity.text_tokens, words + 1),
-        )
-
-    def _groups(self, requests: Sequence[Request], room: Capacity) -> Iterator[list[list[int]]]:
-        """Indices of requests by call and row, in order: a full row is closed for good."""
-        rows: list[list[int]] = [[]]
-        used = np.zeros(3, int)
-        limit = np.array([room.tokens, room.text_tokens - 1, room.segments])
-        for index, request in enumerate(requests):
-            size = (request.frames, request.height, request.width)
-            wrong = size_problems(self.stage, size)
-            if wrong:
-                raise UserError(f"request {index}: {' '.join(wrong)}")
-            words = max(len(self.tokenizer.encode(t)) for t in (request.prompt, request.negative))
-            need = np.array([int(np.prod(self.grid(request))), words, 1])
-            if rows[-1] and np.any(used + need > limit):
-                if len(rows) == room.rows:
-                    yield rows
-                    rows = []
-                rows.append([])
-                used = np.zeros(3, int)
-            rows[-1].append(index)
-            used = used + need
-        yield rows
+            return generate
+        # What may differ from the run's own config.
+        said = (self.stage.sampler, self.stage.link, self.stage.patch)
+        return self.traced(f"{self.config} {said}", generate, self.params, dict(arrays))
 
     def _texts(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
         """{text: features (words, width)} of the frozen text encoder, if there is one."""
@@ -151,81 +193,35 @@ class Pipeline:
         ids = [self.tokenizer.encode(text) for text in texts]
         return dict(zip(texts, encode(encoder, encoder.weights(), ids), strict=True))
 
-    def _arrays(
-        self,
-        requests: Sequence[Request],
-        group: list[list[int]],
-        room: Capacity,
-        read: Mapping[str, np.ndarray],
-    ) -> dict[str, np.ndarray]:
-        """The packed batch of one call, as plain arrays; `read` are the texts' features."""
-        b, n, e, l = room.rows, room.tokens, room.segments, room.text_tokens
-        out: dict[str, np.ndarray] = {
-            "segment": np.zeros((b, n), np.int32),
-            "position": np.zeros((b, n, 3), np.int32),
-            "raster": np.zeros((b, n), np.int32),
-            "mask": np.zeros((b, n, self.stage.patch_features), bool),
-            "id": np.zeros((b, e, 2), np.uint32),
-            "valid": np.zeros((b, e), bool),
-            "grid": np.zeros((b, e, 3), np.int32),
-            "fps": np.zeros((b, e), np.float32),
-            "negated": np.zeros((b, e), bool),
-        }
-        for kind in ("prompt", "negative"):
-            out |= {f"{kind}_{part}": np.zeros((b, l), np.int32) for part in _TEXT_PARTS}
-            if self.stage.text is not None:
-                wide = (b, l, self.stage.text.width)
-                out[f"{kind}_features"] = np.zeros(wide, np.float16)
-        queue = iter(requests)
-        for row, members in enumerate(group):
-            start, texts = 0, {"prompt": 0, "negative": 0}
-            for slot in range(len(members)):
-                request = next(queue)
-                grid = self.grid(request)
-                stop = start + int(np.prod(grid))
-                out["segment"][row, start:stop] = slot + 1
-                out["position"][row, start:stop] = np.indices(grid).reshape(3, -1).T
-                out["raster"][row, start:stop] = np.arange(stop - start)
-                stride = self.stage.codec.stride[0]
-                layers = -(-request.frames // stride)
-                out["mask"][row, start:stop] = _time_mask(layers, grid, self.stage)
-                out["id"][row, slot] = (request.seed >> 32, request.seed & 0xFFFFFFFF)
-                out["valid"][row, slot] = True
-                out["grid"][row, slot] = grid
-                out["fps"][row, slot] = request.fps / stride if layers > 1 else 0
-                out["negated"][row, slot] = bool(request.negative)
-                for kind in texts:
-                    text = getattr(request, kind)
-                    ids = self.tokenizer.encode(text)
-                    here = slice(texts[kind], texts[kind] + len(ids))
-                    out[f"{kind}_ids"][row, here] = ids
-                    out[f"{kind}_segment"][row, here] = slot + 1
-                    out[f"{kind}_position"][row, here] = np.arange(len(ids))
-                    if text in read:
-                        some = read[text]
-                        out[f"{kind}_features"][row, here][: len(some)] = some
-                    texts[kind] += len(ids)
-                start = stop
-        return out
 
-
-_TEXT_PARTS = ("ids", "segment", "position")
-
-
-def _time_mask(layers: int, grid: tuple[int, int, int], stage: Stage) -> np.ndarray:
-    """False on the features that pad time at the front, as the loader pads it."""
-    pt = stage.patch[0]
-    padding = grid[0] * pt - layers
-    mask = np.ones((int(np.prod(grid)), pt, stage.patch_features // pt), bool)
-    mask[: grid[1] * grid[2], :padding] = False
-    return mask.reshape(len(mask), -1)
+def _job(
+    link: Link | None,
+    windows: Windows,
+    request: Request,
+    part: Part,
+    video: Video,
+    below: Video | None,
+) -> Job:
+    """What a window of a `video` is given: of the stage below, and of the windows before."""
+    start = part.frames.start
+    carried = video[start : start + windows.carry] if part.number and windows.carry else None
+    if link is not None and below is not None:
+        chosen = link.select.part(part.frames)
+        if chosen is not None:
+            below = below[chosen]
+        elif carried is not None:
+            below, carried = carried, None
+    return Job(
+        request=dataclasses.replace(request, frames=len(part.frames)),
+        window=part.number, below=below, given=carried,
+    )  # fmt: skip
 
 
 def _blank(stage: Stage, arrays: Mapping[str, Any]) -> Packed:
-    """The packed batch of one call, nothing in it yet."""
+    """The packed batch of one call: of its values only those that are known beforehand."""
     arrays = {name: jnp.asarray(leaf) for name, leaf in arrays.items()}
     b, n = arrays["segment"].shape
-    zero = jnp.zeros_like(arrays["valid"], jnp.int32)
+    given = arrays.get("given")
     return Packed(
         x=jnp.zeros((b, n, stage.patch_features), jnp.float32),
         segment=arrays["segment"],
@@ -233,26 +229,44 @@ def _blank(stage: Stage, arrays: Mapping[str, Any]) -> Packed:
         raster=arrays["raster"],
         mask=arrays["mask"],
         examples=Examples(
-            id=arrays["id"], visit=zero, ordinal=zero, valid=arrays["valid"],
+            id=arrays["id"], visit=arrays["visit"],
+            ordinal=jnp.zeros_like(arrays["visit"]), valid=arrays["valid"],
             grid=arrays["grid"], fps=arrays["fps"],
         ),
+        known=arrays.get("known"),
+        given=None if given is None else stage.codec.encode({}, given),
         patch=stage.patch,
     )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _generate(
-    stage: Stage, sampler: Sampler, params: Params, arrays: Mapping[str, Any]
-) -> jax.Array:
-    batch = _blank(stage, arrays)
+def _below(stage: Stage, arrays: Mapping[str, Any], batch: Frames) -> Frames:
+    """The videos of the stage below."""
+    return Frames(
+        x=stage.codec.encode({}, arrays["below"]), segment=arrays["below_segment"],
+        position=arrays["below_position"], examples=batch.examples,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _generate(stage: Stage, params: Params, arrays: Mapping[str, Any]) -> jax.Array:
+    batch = stage.carry(_blank(stage, arrays))
     denoiser = stage.denoiser
+    told: Mapping[str, Any] = {}
+    if stage.link is not None and "below" in arrays:
+        frames = cast(Frames, batch)
+        below = _below(stage, arrays, frames)
+        if stage.told_below:
+            told = stage.link.sample(below, frames)
+        else:
+            batch = stage.link.give(below, frames)
+    scale = jnp.full_like(arrays["fps"], stage.sampler.guidance or 1)
 
     def condition(kind: str, dropped) -> Cond:
         text = Text(
             features=arrays.get(f"{kind}_features"),
-            **{part: arrays[f"{kind}_{part}"] for part in _TEXT_PARTS},
+            **{part: arrays[f"{kind}_{part}"] for part in TEXT_PARTS},
         )
-        raw = {"text": text, "fps": arrays["fps"]}
+        raw = {"text": text, "fps": arrays["fps"], "guidance": scale, **told}
         return cast(Cond, denoiser.apply(params, raw, batch, dropped, method="condition"))
 
     hidden = drop_all(denoiser.signals, batch)
@@ -262,13 +276,19 @@ def _generate(
     def denoise(batch, at, cond):
         return denoiser.apply(params, batch, at, cond, method="predict")
 
-    return sample(
-        denoise, batch, process=stage.process, sampler=sampler, prior=stage.prior, conds=conds
-    )
+    process, sampler = stage.learnt_process(params), stage.sampler
+    x = sample(denoise, batch, process=process, sampler=sampler, prior=stage.prior, conds=conds)
+    return as_packed(batch.replace(x=x)).x if isinstance(batch, Frames) else x
 
 
 def load(workdir: str | Path, *, step: int | None = None, rate: str | None = None) -> Pipeline:
-    """The pipeline of a run: its newest checkpoint that verifies, EMA weights.
+    """The pipeline of a run, its weights on the devices that are the default; see `read`."""
+    made = read(workdir, step=step, rate=rate)
+    return dataclasses.replace(made, params=jax.tree.map(jnp.asarray, made.params))
+
+
+def read(workdir: str | Path, *, step: int | None = None, rate: str | None = None) -> Pipeline:
+    """The pipeline of a run, its weights on the host: its newest checkpoint that verifies, EMA.
 
     Args:
       step: another checkpoint; `rate`: which EMA, as written in the config (the first).
@@ -298,7 +318,7 @@ def load(workdir: str | Path, *, step: int | None = None, rate: str | None = Non
     params = shadows[rate]
     return Pipeline(
         stage=run.stage,
-        params=jax.tree.map(jnp.asarray, params),
+        params=params,
         tokenizer=Tokenizer(str(folder / "tokenizer.json")),
         capacity=capacity_of(run.data),
         digest=digest({"ema": params}),

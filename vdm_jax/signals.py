@@ -25,6 +25,7 @@ from vdm_jax.nets.layers import SMALL, dense, parameter
 from vdm_jax.types import Count, Fraction, Positive
 
 NULL_TOKEN = 0
+GUIDANCE = "guidance"  # the raw value of a network whose guidance was distilled: its scale (b e)
 Dropped = Mapping[str, Bool[Array, "b e"]]
 
 
@@ -33,7 +34,7 @@ class Signal(nn.Module):
 
     Attributes:
       embed: module (raw value, batch, dropped (b e)) -> the slot's value.
-      slot: 'vector', 'pre_time' or 'tokens.NAME'.
+      slot: 'vector', 'pre_time', 'channels' or 'tokens.NAME'.
     """
 
     key: str
@@ -69,16 +70,24 @@ def drop_all(signals: tuple[Signal, ...], batch: Frames | Packed) -> Dropped:
 
 
 def gather(signals: tuple[Signal, ...], raw: Mapping[str, Any], batch, dropped: Dropped) -> Cond:
-    """Run every signal and put its value in its slot; values that share a vector slot add."""
+    """Run every signal and put its value in its slot: vectors of one slot add, channels join."""
     vectors: dict[str, Array] = {}
     tokens: dict[str, Tokens] = {}
+    channels: list[Array] = []
     for signal in signals:
         value = signal(raw, batch, dropped)
         if signal.slot.startswith("tokens."):
             tokens[signal.slot.removeprefix("tokens.")] = value
+        elif signal.slot == "channels":
+            channels.append(value)
         else:
             vectors[signal.slot] = vectors[signal.slot] + value if signal.slot in vectors else value
-    return Cond(vector=vectors.get("vector"), pre_time=vectors.get("pre_time"), tokens=tokens)
+    return Cond(
+        vector=vectors.get("vector"),
+        pre_time=vectors.get("pre_time"),
+        tokens=tokens,
+        channels=jnp.concatenate(channels, axis=-1) if channels else None,
+    )
 
 
 class PackedText(nn.Module):
@@ -199,6 +208,14 @@ class Sinusoid(nn.Module):
         null_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (EMBED,))
         null = jnp.asarray(self.param("null", null_init, (self.width,)))
         return jnp.where((dropped | (value <= 0))[..., None], null, out)
+
+
+class Channels(nn.Module):
+    """A video like the batch's (b f h w c) -> itself; zeros where it is hidden."""
+
+    @nn.compact
+    def __call__(self, value: Array, batch: Frames | Packed, dropped: Bool[Array, "b e"]) -> Array:
+        return jnp.where(batch.spread(dropped), 0, value)
 
 
 def batch_lookup(values: Array, segment: Array) -> Array:

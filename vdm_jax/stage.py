@@ -1,22 +1,38 @@
-"""One diffusion model: codec + denoiser + process + noise prior + sampler, at one patch size."""
+"""One diffusion model: codec, denoiser, process, noise prior, sampler, its place in a cascade."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
+from vdm_jax.batch import Frames, Packed, as_frames
 from vdm_jax.codecs import Codec, Pixels
 from vdm_jax.denoiser import Denoiser
+from vdm_jax.diffusion.constraints import Keep
+from vdm_jax.diffusion.guides import Reconstruct
 from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
-from vdm_jax.signals import FrozenText
+from vdm_jax.links import Link
+from vdm_jax.signals import GUIDANCE, FrozenText
 from vdm_jax.texts import TextEncoder
+from vdm_jax.types import Params
+from vdm_jax.windows import Windows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
-    """`patch` is (t, h, w) in cells of the codec's grid; `prior` correlates the noise of frames;
-    `text` is a frozen encoder, whose features `FrozenText` reads."""
+    """A model of videos.
+
+    Attributes:
+      patch: (t, h, w) in cells of the codec's grid; of a backbone that reads whole frames (1, h, w)
+        is their size, and a token a frame.
+      prior: correlates the noise of frames.
+      text: a frozen encoder, whose features `FrozenText` reads.
+      link: what it is told of the video of the stage below, or, where no signal reads it, held to
+        in sampling (`Keep`, `Reconstruct`); None where it is the first.
+      windows: how videos longer than a row are made.
+    """
 
     denoiser: Denoiser
     process: Process
@@ -25,7 +41,36 @@ class Stage:
     patch: tuple[int, int, int]
     codec: Codec = dataclasses.field(default_factory=Pixels)
     text: TextEncoder | None = None
-    name: str = "base"
+    link: Link | None = None
+    windows: Windows | None = None
+
+    def learnt_process(self, params: Params) -> Process:
+        """`process`; where the denoiser learns its schedule, with that of `params`."""
+        return self.denoiser.process(params, self.process)
+
+    @property
+    def whole_frames(self) -> bool:
+        """Whether the backbone reads whole frames, not packed patches."""
+        return getattr(self.denoiser.backbone, "carrier", Packed) is Frames
+
+    def carry(self, batch: Packed) -> Frames | Packed:
+        """The batch as the backbone reads it."""
+        return as_frames(batch) if self.whole_frames else batch
+
+    @property
+    def told_below(self) -> bool:
+        """Whether the network itself is told of the video below."""
+        return any(signal.key == "below" for signal in self.denoiser.signals)
+
+    @property
+    def unit(self) -> tuple[int, int, int]:
+        """Frames, height and width of its videos are whole multiples of these."""
+        t, h, w = self.codec.stride
+        if self.whole_frames:
+            factor = 1 if self.link is None else self.link.factor
+            side = math.lcm(self.denoiser.backbone.unit, factor)
+            return t, h * side, w * side
+        return t * self.patch[0], h * self.patch[1], w * self.patch[2]
 
     @property
     def patch_features(self) -> int:
@@ -41,7 +86,48 @@ class Stage:
                 f"stage.denoiser.backbone.patch_features is {given}, but a patch of {self.patch} "
                 f"with {self.codec.channels} channels has {self.patch_features}."
             )
-        return found + self._text_problems()
+        if self.whole_frames and self.patch[0] != 1:
+            found.append(
+                f"stage.patch is {self.patch}, but its backbone reads whole frames; set it to "
+                f"{(1, *self.patch[1:])}."
+            )
+        elif self.whole_frames and any(a % b for a, b in zip(self.patch, self.unit, strict=True)):
+            found.append(
+                f"stage.patch is {self.patch}, but its frames must be whole multiples of "
+                f"{self.unit[1]} x {self.unit[2]}."
+            )
+        found += self._sampler_problems()
+        return found + self._link_problems() + self._text_problems()
+
+    def _sampler_problems(self) -> list[str]:
+        found, scale = [], self.sampler.guidance
+        told = any(signal.key == GUIDANCE for signal in self.denoiser.signals)
+        if told != (scale is not None):
+            reads = "a signal reads" if told else "no signal reads"
+            found.append(f"{reads} '{GUIDANCE}', but stage.sampler.guidance is {scale}.")
+        beyond = getattr(self.sampler.stepper, "process", None)
+        if beyond is not None and (beyond != self.process or self.denoiser.gamma is not None):
+            found.append("stage.sampler.stepper.process is not the stage's; give it the same.")
+        return found
+
+    def _link_problems(self) -> list[str]:
+        told = [signal.key for signal in self.denoiser.signals]
+        if self.link is None:
+            return [
+                f"a signal reads '{key}', but stage.link is None; say what the stage is told."
+                for key in ("below", "augmentation")
+                if key in told
+            ]
+        found = []
+        if not self.whole_frames:
+            found.append("stage.link is given, but its backbone reads packed patches; take a UNet.")
+        rules = (*self.sampler.guides, *self.sampler.constraints)
+        if not self.told_below and not any(isinstance(r, Keep | Reconstruct) for r in rules):
+            found.append(
+                "stage.link is given, but no signal reads 'below', and its sampler has neither "
+                "Keep nor Reconstruct."
+            )
+        return found
 
     def _text_problems(self) -> list[str]:
         read = [s.embed for s in self.denoiser.signals if isinstance(s.embed, FrozenText)]

@@ -18,6 +18,7 @@ from data_pipeline.generated import (
     render,
     scene,
 )
+from tests.workbench import call
 
 
 def mask(one, frame):
@@ -58,6 +59,21 @@ def test_clips_are_as_mixed_as_promised():
     assert {one.colour for one in found} == set(COLOURS) and len(COLOURS) >= 6
     assert {one.fps for one in films} == set(range(6, 13))
     assert len({one.caption for one in found}) > 380
+
+
+def test_other_extents_show_the_same_scenes(tmp_path):
+    words = ("--frames", "16", "--sides", "32", "24")
+    done = call("generate", tmp_path, "--clips=12", "--seed=3", *words, module="data_pipeline")
+    assert done.returncode == 0, done.stderr
+    for index in range(12):
+        said = json.loads((tmp_path / f"clip-{index:06d}.json").read_text())
+        one = scene(3, index)
+        assert said["frames"] == (16 if one.motion else 1) and said["height"] in (24, 32)
+        assert said | {"frames": 0, "height": 0, "width": 0} == vars(one) | {
+            "frames": 0, "height": 0, "width": 0
+        }  # fmt: skip
+    odd = call("generate", tmp_path, "--clips=1", "--sides=15", module="data_pipeline")
+    assert odd.returncode == 2 and "even" in odd.stderr
 
 
 def test_a_clip_does_not_depend_on_the_others(tmp_path):

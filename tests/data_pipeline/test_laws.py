@@ -7,7 +7,7 @@ from scipy import stats
 from data_pipeline import clips, sizes
 from data_pipeline.clips import LogFrames, LogRate, LogSeconds, Strides, Whole
 from data_pipeline.dropping import Beta, ByLength, Constant, KeepAll, Scheduled, kept
-from data_pipeline.sizes import Area, NormalSide, Side
+from data_pipeline.sizes import Area, Crop, NormalSide, Side
 
 COUNT = 4000
 DRAW = (np.arange(COUNT) + 0.5) / COUNT  # evenly: what is drawn then has the law's own quantiles
@@ -46,6 +46,21 @@ def test_a_size_has_its_law_up_to_the_clips_own(law, size, wanted):
 @pytest.mark.parametrize("law", [Side(low=64, high=256), NormalSide(low=64, high=256)])
 def test_a_small_clip_gets_the_least_size(law):
     assert np.allclose(side_of(law, 30, 40), 64)
+
+
+def test_a_crop_has_its_size_and_covers_it():
+    rng = np.random.default_rng(0)
+    height, width = rng.integers(10, 900, COUNT), rng.integers(10, 900, COUNT)
+    law = Crop(height=48, width=80)
+    scale = law.scale(height, width, DRAW)
+    fitted = sizes.fit(np.full(COUNT, 9), height, width, scale, (1, 48, 80), 16, law.most)
+    assert np.all(fitted.size == (48, 80)) and np.all(fitted.grid == (9, 1, 1))
+    # One side fits to the pixel, the other covers; nothing is stretched by more than a pixel.
+    spare = fitted.resized - (48, 80)
+    assert np.all(spare.min(axis=1) == 0)
+    stretch = fitted.resized / np.stack([height, width], axis=1)
+    off = np.abs(stretch[:, 0] / stretch[:, 1] - 1) * fitted.resized.min(axis=1)
+    assert off.max() <= 1.01
 
 
 @pytest.mark.parametrize("law", [Side(low=50, high=200), NormalSide(low=50, high=200)])

@@ -24,7 +24,7 @@ from data_pipeline.layouts import Buckets
 from data_pipeline.loaders import PackedVideo, Source
 from data_pipeline.mixture import ByTokens
 from data_pipeline.serve import Reader
-from data_pipeline.sizes import Area, Native, NormalSide, Side
+from data_pipeline.sizes import Area, Crop, Native, NormalSide, Side
 from data_pipeline.workers import InProcess, Workers
 from tests.data_pipeline.corpus import film, lossless, mp4
 
@@ -74,6 +74,7 @@ def first(data, count=1, **how):
         ({"patch": (2, 4, 0)}, ("patch",)),
         ({"patch": (2, 64, 4)}, ("patch", "height", "20")),
         ({"patch": (99, 4, 4)}, ("patch", "frames")),
+        ({"size": Crop(height=30, width=16)}, ("30 x 16", "4 x 4")),
         ({"size": Area(low=0, high=5)}, ("area", "0")),
         ({"size": Area(low=9, high=5)}, ("9", "5")),
         ({"size": Area(low=9, high=float("inf"))}, ("inf",)),

@@ -22,8 +22,23 @@ FILES = sorted(
 PARAMETERS = {
     "bunny": 965_376,
     "demo": 963_072,
+    "imagen": 2_261_371_395,
+    "imagen:space1": 790_339_331,
+    "imagen:space2": 408_997_635,
+    "imagen_video": 5_477_479_427,
+    "imagen_video:time1": 1_890_389_123,
+    "imagen_video:space1": 1_454_404_995,
+    "imagen_video:space2": 1_228_075_523,
+    "imagen_video:time2": 872_024_835,
+    "imagen_video:time3": 578_724_867,
+    "imagen_video:space3": 302_809_283,
     "own": 965_376,
+    "pyoco": 1_028_216_515,
     "sora": 2_767_795_200,
+    "vdm_kingma": 30_588_934,
+    "video_diffusion_models": 1_201_644_803,
+    "video_diffusion_models:small": 308_795_011,
+    "video_diffusion_models:size": 1_160_989_699,
 }
 
 
@@ -68,9 +83,14 @@ def test_unknown_variant_is_refused(name):
         config_of(name, "smokey")
 
 
-@pytest.mark.parametrize("name", FILES)
+def test_every_file_is_counted():
+    assert set(FILES) == {name.split(":")[0] for name in PARAMETERS}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_of_the_full_size(name):
-    run = build(config_of(name))
+    file, _, stage = name.partition(":")
+    run = build(config_of(file, stage))
     state = jax.eval_shape(lambda: initialise(run))
     assert parameter_count(state.params) == PARAMETERS[name]
 

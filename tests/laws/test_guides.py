@@ -232,6 +232,33 @@ def test_reconstruction_is_the_conditional_mean():
     np.testing.assert_allclose(a * got.x0 + s * got.eps, x, atol=1e-5)
 
 
+def test_reconstruction_of_means_is_the_conditional_mean():
+    """Independent pixels of which four's mean is known: each moves by what the mean lacks, which
+    the guide gives at weight 4 / (alpha d x0 / d x_t)."""
+    batch = frames(b=1, f=2, h=4, w=4)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=batch.x.shape), jnp.float32)
+    given = jnp.asarray(np.random.default_rng(1).normal(size=batch.x.shape), jnp.float32)
+    batch = batch.replace(x=x, given=given)
+    at = at_half(batch, 0.45)
+    a, s = float(at.alpha[0, 0, 0]), float(at.sigma[0, 0, 0])
+    slope = a * STD**2 / (a**2 * STD**2 + s**2)
+
+    def white(batch, at, cond):
+        x0 = slope * batch.x
+        return Prediction(x0, (batch.x - a * x0) / s)
+
+    guide = guides.Reconstruct(weight=4 / (a * slope), pool=2)
+    got = quick(guide(white, {}, 0))(batch, at, Cond()).x0
+
+    def means(video):
+        return np.asarray(video).reshape(1, 2, 2, 2, 2, 2, 1).mean((3, 5))
+
+    np.testing.assert_allclose(means(got), means(given), atol=1e-5)
+    lacking = means(given) - means(slope * x)
+    want = slope * np.asarray(x) + lacking.repeat(2, axis=2).repeat(2, axis=3)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 def test_sampling_with_guides_lands_on_the_guided_mean():
     """Through the whole loop: oscillating between 3 and 1 from step 0 of 20."""
     batch = packed(rows=(((50, 1, 1),),), tokens=50, slots=1)

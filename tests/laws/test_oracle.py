@@ -139,6 +139,7 @@ def test_random_steps_reach_the_variance():
     @quick
     def run(batch):
         chosen = (steppers.Ancestral(), steppers.Ddim(eta=1.0), steppers.Ddim(eta=0.5))
+        chosen += (steppers.TwoStep(process=process),)
         samplers = [Sampler(stepper=stepper, steps=300) for stepper in chosen]
         return [sample(gaussian(MEAN, STD), batch, process=process, sampler=s) for s in samplers]
 
@@ -146,6 +147,38 @@ def test_random_steps_reach_the_variance():
         x = np.asarray(x)[0, :2000]
         assert abs(x.mean() - MEAN) < 4 * STD / 4000**0.5
         assert abs(x.std() - STD) < 4 * STD / 8000**0.5 + 0.005
+
+
+@pytest.mark.parametrize("plan, path", [KINDS[0], KINDS[4]])
+def test_twice_as_far_and_half_the_way_back(plan, path):
+    """Of the exact denoiser a step is linear, so the covariance with where it began is known, and
+    the variance: the far end's, brought back by the forward process."""
+    batch, process = cells(4000), Process(schedule=plan, path=path)
+    times = (0.8, 0.5, 0.2)  # now, next, and as far again
+    now, nxt = (process.level(jnp.full((1, 1, 1), t)) for t in times[:2])
+    (a, s), (a1, s1), (a2, s2) = [
+        (float(at.alpha), float(at.sigma)) for at in map(process.level, times)
+    ]
+    spread = ((a * STD) ** 2 + s**2) ** 0.5
+
+    @quick
+    def step(batch):
+        n = jax.random.normal(jax.random.key(0), (2, *batch.x.shape))
+        x = a * MEAN + spread * n[0]
+        stepper, exact = steppers.TwoStep(process=process), gaussian(MEAN, STD)
+        move = stepper.step(exact, lambda _: n[1], (), batch.replace(x=x), now, nxt)[0]
+        last = stepper.step(
+            exact, lambda _: n[1], (), batch.replace(x=x), now, process.level(jnp.zeros((1, 1, 1)))
+        )[0]
+        return x, move, last, exact(batch.replace(x=x), now).x0
+
+    x, found, last, clean = (leaf[0, :4000] for leaf in step(batch))
+    far = (a2 * a * STD**2 + s2 * s) / spread**2  # the slope of the deterministic step
+    variance = (a1 / a2) ** 2 * ((far * spread) ** 2 - s2**2) + s1**2
+    assert found.std() == pytest.approx(variance**0.5, rel=0.03)
+    slope = np.mean((x - a * MEAN) * (found - a1 * MEAN)) / spread**2
+    assert slope == pytest.approx(far * a1 / a2, abs=0.03)
+    np.testing.assert_allclose(last, clean, atol=1e-6)  # onto a clean level, no noise
 
 
 def test_learnt_variance_moves_between_its_bounds():

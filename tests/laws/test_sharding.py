@@ -54,7 +54,7 @@ def train(run, batches, devices=None):
     arrays = [to_device(batch, program.batch_sharding) for batch in batches]
     compiled = program.lower(state, arrays[0]).compile()
     for batch in arrays:
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, batch, program.weights)
         losses.append(float(metrics["loss"]))
     return state, losses, compiled
 
@@ -160,13 +160,15 @@ def test_microbatches_on_a_mesh_equal_one_batch(manifest, batches, single):
 
 
 def test_heads_that_do_not_divide_are_said_with_those_that_would(manifest):
-    def found(rules, tensor):
-        mesh = {"data": 8 // tensor, "tensor": tensor}
-        return make_run(manifest, rules, mesh).problems(8)
+    def found(rules, tensor, devices=8):
+        mesh = {"data": devices // tensor, "tensor": tensor}
+        return make_run(manifest, rules, mesh).problems(devices)
 
     (heads,) = found("fsdp_tp", 8)
     assert "heads is 4" in heads and "tensor of 8 devices" in heads and "one of 1, 2, 4" in heads
     assert found("fsdp_tp", 4) == [] and found("fsdp", 8) == []
+    (heads,) = found("fsdp_tp", 3, devices=6)  # fewer than heads, and still no divisor
+    assert "tensor of 3 devices" in heads
 
 
 def test_rows_need_only_divide_where_rows_are_divided(manifest):

@@ -13,9 +13,9 @@ LAYERS = (
     {"batch", "cond", "kernels"},
     {"diffusion", "nets", "parallel"},
     {"signals", "codecs", "texts", "denoiser"},
-    {"objectives", "stage", "links", "cascade"},
+    {"objectives", "stage", "links", "windows"},
     {"train", "evals", "interop", "pipeline", "gallery", "features", "captions", "compiled"}
-    | {"plan"},
+    | {"plan", "requests", "cascade"},
     {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

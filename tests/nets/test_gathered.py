@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdm_jax.axes import EMBED, MLP, VOCAB
+from vdm_jax.axes import EMBED, MLP, ROW, TOKEN, VOCAB
 from vdm_jax.nets.gathered import lookup, product
 from vdm_jax.nets.layers import Dense
 from vdm_jax.parallel.mesh import make_mesh
@@ -20,13 +20,14 @@ MESHES = {
     "fsdp_seq": {"data": 2, "fsdp": 2, "seq": 2},
     "dp": {"data": 8},
 }
-ROWS, TOKENS, WIDTH, HIDDEN = 8, 4, 16, 32
+ROWS, TOKENS, WIDTH, HIDDEN = 8, 5, 16, 32  # tokens that seq does not divide
+BY = (ROW, TOKEN)
 
 
 def loss(kernels, x):
     up, down = kernels
-    hidden = jnp.tanh(product(x, up, (EMBED, MLP)))
-    return jnp.sin(product(hidden, down, (MLP, EMBED))).sum()
+    hidden = jnp.tanh(product(x, up, (EMBED, MLP), BY))
+    return jnp.sin(product(hidden, down, (MLP, EMBED), BY)).sum()
 
 
 def operands():
@@ -51,9 +52,12 @@ def test_same_gradients(rules):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-def test_gradients_are_scattered():
-    """Both kernels' gradients, and no whole gradient is summed over fsdp."""
-    text = compiled("fsdp", operands()[1]).as_text()
+@pytest.mark.parametrize("rules", ["fsdp", "fsdp_seq"])
+def test_gradients_are_scattered(rules):
+    """Both kernels' gradients; none is summed whole, over fsdp or over the tokens of a row."""
+    x = operands()[1][:, :4]
+    places = jax.NamedSharding(make_mesh(MESHES[rules]), jax.P(("data", "fsdp"), "seq"))
+    text = compiled(rules, jax.device_put(x, places)).as_text()
     assert len(re.findall(r" reduce-scatter\(", text)) == 2
     for line in text.splitlines():
         if " all-reduce(" in line:

@@ -2,13 +2,14 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.nets.rows import example, pack
 from vdm_jax.config import UserError
-from vdm_jax.nets.patterns import Full, Spatial, Temporal, Window, cross_groups, take
+from vdm_jax.nets.patterns import Full, Spatial, Temporal, Window, cross_groups, permute, take
 from vdm_jax.nets.registers import insert, remove
 
 GRIDS = [(3, 2, 2), (1, 3, 4), (2, 2, 3)]
@@ -124,3 +125,46 @@ def test_registers_stand_behind_their_example():
     np.testing.assert_array_equal(remove(extended, extended.batch.x), batch.x)
     level = remove(extended, extended.batch.level[..., None])[..., 0]
     np.testing.assert_array_equal(level, batch.level)
+
+
+@pytest.mark.parametrize("ids", [[1, 1, 2, 4, 0], [3, 1, 0, 0, 2], [4] * 5, [0] * 5])
+def test_registers_are_where_a_stable_sort_of_the_row_puts_them(ids):
+    # Of four examples some are absent; padding is at the end, within, nowhere, everywhere.
+    count, ids = 2, np.repeat(ids, 8)[:40]
+    batch = row().replace(segment=jnp.asarray(ids)[None])
+    extended = insert(batch, count)
+    ends = {i + 1: max(np.flatnonzero(ids == i + 1), default=40 + i) for i in range(4)}
+    keys = [*range(40), *(ends[i + 1] + 0.5 for i in range(4) for _ in range(count))]
+    order = np.argsort(keys, kind="stable")
+    np.testing.assert_array_equal(extended.order[0], order)
+    places = np.concatenate([extended.home[0], extended.own[0]])
+    np.testing.assert_array_equal(places, np.argsort(order))
+    np.testing.assert_array_equal(remove(extended, extended.batch.x), batch.x)
+
+
+def test_the_gradient_of_another_order_is_that_of_a_gather():
+    draw = np.random.default_rng(0)
+    order = np.stack([draw.permutation(7)[:5] for _ in range(2)])  # two of seven are left out
+    back = np.full((2, 7), 5)
+    np.put_along_axis(back, order, np.arange(5)[None], axis=1)
+    x, weight = draw.normal(size=(2, 7, 3)), draw.normal(size=(2, 5, 3))
+
+    def loss(x, pick):
+        return (jnp.asarray(weight) * jnp.square(pick(x))).sum()
+
+    ours = jax.grad(loss)(x, lambda x: permute(x, order, back))
+    np.testing.assert_allclose(ours, jax.grad(loss)(x, lambda x: x[np.arange(2)[:, None], order]))
+
+
+def test_registers_pass_gradients_on_as_gathers_do():
+    batch = row()
+    extended = insert(batch, COUNT)
+    weight = np.random.default_rng(0).normal(size=(1, 40, 5))
+    x = jnp.asarray(np.random.default_rng(1).normal(size=extended.batch.x.shape), jnp.float32)
+
+    def loss(x, out):
+        return (jnp.asarray(weight) * jnp.square(out(x))).sum()
+
+    ours = jax.grad(loss)(x, lambda x: remove(extended, x))
+    theirs = jax.grad(loss)(x, lambda x: x[:, np.asarray(extended.home[0])])
+    np.testing.assert_allclose(ours, theirs)

@@ -4,6 +4,7 @@ Needs libtpu and minutes; each topology is one compilation.
 """
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -55,6 +56,8 @@ work = plan.work
 print(json.dumps(plan.json() | {"looped": looped, "blocks": work.blocks, "pairs": work.pairs}))
 """
 
+SMOKE = ("--config=experiments/sora.py:smoke", "--topology=v5e:2x2", "--config.data.rows=8")
+FSDP = ("--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.rules=fsdp")
 
 REFUSED = """
 from vdm_jax.plan import topology
@@ -84,8 +87,6 @@ def test_a_device_has_what_its_compiler_refuses_beyond(name):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_flagship(name):
-    import json
-
     words = ("--config=experiments/sora.py", "--config.stage.denoiser.backbone.remat=full")
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     command = [sys.executable, "-c", SCRIPT, name, *words, *CASES[name]]
@@ -100,3 +101,38 @@ def test_the_flagship(name):
     assert found["blocks"] <= 1.07 and found["pairs"] <= 1.07
     assert 0 < found["predicted_mfu"] < 1
     assert found["flops_executed"] > found["flops_useful"]
+
+
+def planned(*words):
+    """What `vdm plan --json` of the smoke variant says, and what it told on the way."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "vdm_jax", "plan", "--json", *SMOKE, *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout), done.stderr
+
+
+def test_a_call_of_the_sampler():
+    found, told = planned(*FSDP, "--what=sample")
+    assert found["fits"] and 0 < found["flops_useful"] < found["flops_executed"]
+    assert found["predicted_tokens_per_second"] > 0
+    assert "generating code" in told
+    # A network that is not trained has no gradients to scatter.
+    assert "all-gather" in found["collectives"] and "reduce-scatter" not in found["collectives"]
+
+
+def test_little_effort_counts_the_same_work():
+    (full, _), (low, _) = (planned(*FSDP, f"--effort={effort}") for effort in ("full", "low"))
+    assert low["flops_executed"] == full["flops_executed"]
+    assert full["hbm_bytes"] < low["hbm_bytes"]  # small as it is, less is fused into one
+    rates = [one["predicted_tokens_per_second"] for one in (low, full)]
+    assert 0.5 < rates[0] / rates[1] < 2
+
+
+def test_a_search_compiles_and_ranks():
+    found, _ = planned("--config.rules=fsdp", "--search", "--most=2", "--effort=low")
+    assert len(found["ranked"]) == 2 and not any(one["why"] for one in found["ranked"])
+    rates = [one["plan"]["predicted_tokens_per_second"] for one in found["ranked"]]
+    assert rates == sorted(rates, reverse=True) and rates[1] > 0
+    remats = {word for one in found["ranked"] for word in one["choice"] if "remat" in word}
+    assert len(remats) == 2

@@ -24,7 +24,8 @@ from tests.workbench import SMOKE, vdm
 from vdm_jax.cli import configs
 from vdm_jax.codecs import Pixels
 from vdm_jax.config import build
-from vdm_jax.pipeline import Capacity, Pipeline, Request
+from vdm_jax.pipeline import Pipeline
+from vdm_jax.requests import Capacity, Request
 from vdm_jax.train.feed import to_carrier
 from vdm_jax.train.outcome import loss_curve
 

@@ -1,6 +1,5 @@
-"""What may change on resume, what is refused, and what a warm start takes."""
+"""What may change on resume, and what is refused."""
 
-import jax.numpy as jnp
 import pytest
 
 from vdm_jax.config import UserError, from_json, spec, to_json
@@ -63,18 +62,3 @@ def test_other_data_is_refused():
     with pytest.raises(UserError, match="manifest"):
         lineage.check_data({"manifest": "a", "seed": 0}, {"manifest": "b", "seed": 0}, "runs/a")
     lineage.check_data({"seed": 0}, {"seed": 0}, "runs/a")
-
-
-def test_warm_start_takes_what_fits_and_says_the_rest():
-    target = {"a": jnp.zeros(2), "b": jnp.zeros((2, 2)), "c": jnp.zeros(1)}
-    source = {"a": jnp.ones(2), "b": jnp.ones((3, 3)), "d": jnp.ones(1)}
-    params, report = lineage.take_matching(target, source)
-    assert float(params["a"].sum()) == 2 and float(params["b"].sum()) == 0
-    assert "taken: 1 of 3" in report
-    assert "other shape: b (3, 3) -> (2, 2)" in report
-    assert "new: c" in report and "left over: d" in report
-
-
-def test_warm_start_from_a_stranger_is_refused():
-    with pytest.raises(UserError, match="not one parameter"):
-        lineage.take_matching({"a": jnp.zeros(2)}, {"z": jnp.zeros(2)})

@@ -21,6 +21,7 @@ from vdm_jax.objectives.denoise import Denoise
 from vdm_jax.signals import PackedText, Signal
 from vdm_jax.stage import Stage
 from vdm_jax.train import state as states
+from vdm_jax.train import step
 from vdm_jax.train.feed import to_carrier
 from vdm_jax.train.optim import AdamW, Optimizer
 from vdm_jax.train.step import make_step
@@ -113,6 +114,13 @@ def test_a_bad_clip_changes_nothing_for_the_others(state):
         float(STEP(state, steps(pack([[CLIPS[i]], []], **SIZES)))[1]["loss"]) for i in (0, 2, 3)
     ]
     assert float(masked["loss"]) == pytest.approx(np.mean(single), rel=1e-5)
+
+
+def test_what_is_said_of_microbatches():
+    """Maxima are maxima, means means, and all else adds up."""
+    values = jnp.array([1.0, 5.0, 3.0])
+    said = [float(step._over_microbatches(n, values)) for n in ("max_logit", "mean_bits", "tokens")]
+    assert said == [5, 3, 9]
 
 
 def test_no_large_constant_in_the_lowered_step(state):

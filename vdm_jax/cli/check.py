@@ -37,7 +37,8 @@ def examine(config: ConfigDict) -> dict[str, Any]:
     """What a config would do on this machine's devices.
 
     `memory_bytes` counts, per device, what must be there at once: parameters, EMA, optimizer state
-    and gradients as they are sharded, and one microbatch; activations are the compiler's affair.
+    and gradients as they are sharded, the weights of frozen networks, and one microbatch;
+    activations are the compiler's affair.
     """
     import jax
 
@@ -56,12 +57,13 @@ def examine(config: ConfigDict) -> dict[str, Any]:
     state = program.abstract
     arrays = run.blank_arrays(run.data.rows // run.microbatches)
     rows = sum(leaf.nbytes for leaf in arrays.values()) // program.row_devices
+    held = shard_bytes(state) + shard_bytes(program.frozen)
     report = run.data.report(devices=program.row_devices)
     return found | {
         "parameters": parameter_count(state.params),
         "tokens_per_step": run.data.rows * run.data.tokens,
         "useful_tokens_per_step": report["tokens_per_step"],
-        "memory_bytes": shard_bytes(state) + shard_bytes(state.params) + rows,
+        "memory_bytes": held + shard_bytes(state.params) + rows,
         "fill": report["fill"],
         "devices": jax.device_count(),
         "data": {name: value for name, value in report.items() if name not in LENGTHY},

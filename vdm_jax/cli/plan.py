@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", required=True, metavar="CHIP:AxB|local")
     parser.add_argument("--mesh", metavar="AXIS=N,...", help="instead of the config's")
     parser.add_argument("--what", default="train", metavar="train|sample")
+    parser.add_argument(
+        "--effort",
+        default="full",
+        metavar="full|low",
+        help="low: rougher, in a quarter of the time",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--search", action="store_true", help="try meshes, remat and microbatches")
     parser.add_argument("--most", type=int, metavar="N", help="compile at most N in a search")
@@ -26,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    from vdm_jax.plan import topology
+    from vdm_jax.plan import compiled, topology
 
+    compiled.options_of(args.effort)
     if args.topology != LOCAL:
         topology.split(args.topology)  # a misspelt name is said before anything starts
         topology.prepare()
@@ -46,7 +54,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     refuse(problems(config))
     made = build(config)
     machine = topology.topology(args.topology)
-    plan = make_plan(made, machine, args.what)
+    plan = make_plan(
+        made, machine, args.what, effort=args.effort, say=lambda line: print(line, file=sys.stderr)
+    )
     found: dict[str, Any] = plan.json()
     step = plan.seconds.guess if plan.seconds else None
     measured = None
@@ -115,11 +125,10 @@ def _search(args: argparse.Namespace, words: Sequence[str]) -> int:
             f"data.rows {config.data.rows} divide among no mesh of {len(machine.devices)} devices; "
             "take a multiple."
         )
-    plain = [f"--topology={args.topology}", f"--what={args.what}", *words]
-    shown = Console(stderr=True)
-    found = search.search(
-        list(track(candidates, "compiling", console=shown)), search.in_process(plain)
-    )
+    choice = {name: getattr(args, name) for name in ("topology", "what", "effort")}
+    plain = [*(f"--{name}={value}" for name, value in choice.items()), *words]
+    waiting = track(candidates, "compiling", console=Console(stderr=True))
+    found = search.search(waiting, search.in_process(plain))
     if args.json:
         lines = [
             {"choice": one.choice.overrides(), "plan": one.plan, "why": one.why} for one in found

@@ -1,4 +1,4 @@
-"""`vdm sample DIR --prompt ...`: videos, an index of them, and one animated sheet."""
+"""`vdm sample DIR [DIR ...] --prompt ...`: videos, an index of them, and one animated sheet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ MAX_SEED = 2**63
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdir", help="a run directory")
+    parser.add_argument(
+        "workdir", nargs="+", help="a run directory, or those of a cascade's stages, first to last"
+    )
     parser.add_argument("--prompt", action="append", default=[], help="may be given again")
     parser.add_argument("--prompts", metavar="FILE", help="a text file, one prompt a line")
     parser.add_argument(
@@ -35,6 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="sampler steps (the run's own)")
     parser.add_argument("--guidance", type=float, help="strength; 1 is none (the run's own)")
+    parser.add_argument(
+        "--augmentation", type=float, metavar="T",
+        help="time, from 0 to 1, of the noise on what a stage is told of the one below (its own)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--place", choices=("turns", "apart"), default="turns",
+        help="stages of a cascade take turns on the devices, or each has its own",
+    )  # fmt: skip
+    parser.add_argument(
+        "--below", metavar="DIR",
+        help="videos of the stage below, written with --arrays: prompts and seeds are theirs",
+    )  # fmt: skip
+    parser.add_argument("--arrays", action="store_true", help="write .npy too, for --below")
     parser.add_argument("--step", type=int, help="which checkpoint (the newest that verifies)")
     parser.add_argument("--out", required=True, help="folder to write to")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
@@ -43,14 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     if rest:
         raise UserError(f"unknown argument '{rest[0]}'; see vdm sample --help.")
-    requests = plan(args)
-    from vdm_jax import compiled, pipeline
+    requests = [] if args.below else plan(args)
+    from vdm_jax import compiled
+    from vdm_jax.cascade import PLACEMENTS, load_all
     from vdm_jax.gallery import write_all
 
     compiled.remember()
-    made = pipeline.load(args.workdir, step=args.step)
-    sampler = made.stage.sampler.override(steps=args.steps, guidance=args.guidance)
-    found = write_all(made, requests, sampler, Path(args.out))
+    made = load_all(args.workdir, step=args.step, placement=PLACEMENTS[args.place])
+    made = made.override(steps=args.steps, guidance=args.guidance, augmentation=args.augmentation)
+    below = None
+    if args.below:
+        requests, below = above(args, made)
+    found = write_all(made, requests, Path(args.out), below=below, arrays=args.arrays)
     if args.json:
         print(json.dumps(found))
     else:
@@ -60,13 +79,39 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     return 5 if found["failed"] else 0
 
 
+def above(args: argparse.Namespace, made: Any) -> tuple[list[Any], list[Any]]:
+    """(requests, videos below) of --below.
+
+    Raises:
+      UserError: prompts of one's own, a cascade, a stage that has none below it.
+    """
+    from vdm_jax.gallery import read_all
+
+    if args.prompt or args.prompts or args.requests:
+        raise UserError("--below brings its own prompts; leave out --prompt and --requests.")
+    if len(args.workdir) > 1:
+        raise UserError("--below is for one stage; name one run.")
+    if made.stage.link is None:
+        raise UserError(f"'{args.workdir[0]}' has no stage below it; leave out --below.")
+    requests, videos = [], []
+    for request, video in read_all(Path(args.below)):
+        frames, height, width = made.stage.link.above(*video.shape[:3])
+        frames = sizes(args.frames, "1", "1")[0][0] if frames is None else frames
+        fps = request.fps * frames / len(video)
+        requests.append(
+            dataclasses.replace(request, frames=frames, height=height, width=width, fps=fps)
+        )
+        videos.append(video)
+    return requests, videos
+
+
 def plan(args: argparse.Namespace) -> list[Any]:
     """Every request of the command line: those of --requests, then prompts x sizes x num.
 
     Raises:
       UserError: no prompt, a missing or empty prompt file, a number that cannot be.
     """
-    from vdm_jax.pipeline import Request
+    from vdm_jax.requests import Request
 
     told = read_requests(args.requests) if args.requests else []
     prompts = list(args.prompt)
@@ -106,7 +151,7 @@ def read_requests(file: str) -> list[Any]:
     Raises:
       UserError: no such file, or a line that is no request, by its number.
     """
-    from vdm_jax.pipeline import Request
+    from vdm_jax.requests import Request
 
     if not Path(file).is_file():
         raise UserError(f"there is no file of requests '{file}'.")

@@ -22,6 +22,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from einops import reduce
 from jaxtyping import Array, Float, Int
 
 from vdm_jax.batch import Frames, Packed
@@ -270,28 +271,35 @@ class DynamicThreshold:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reconstruct:
-    """Pull the unknown cells towards agreement with the known ones, through the denoiser:
+    """Pull what is unknown towards agreement with what is known, through the denoiser:
 
         x0_b - weight alpha / 2 grad_(x_b) ||given - x0_a||^2         (Ho et al. 2022b, equation 8)
 
-    a: known, b: the rest. Meant for `Sampler(known='noised')` with the constraint `Keep`. Costs a
+    a: known cells, b: the rest; meant for `Sampler(known='noised')` with the constraint `Keep`.
+    With `pool` nothing is known but means: those of squares of so many pixels, which `given` has,
+    and b is all of the video: super-resolution by a model that was never told of it. Costs a
     backward pass a step.
     """
 
     weight: NonNegative = 1.0
+    pool: Count = 1
 
     def __call__(self, denoise, conds, step):
         if self.weight == 0:
             return denoise
 
         def pulled(batch, at, cond):
-            if batch.known is None:
+            if batch.given is None or (batch.known is None and self.pool == 1):
                 return denoise(batch, at, cond)
-            known = batch.known.reshape(batch.known.shape + (1,) * (batch.x.ndim - 2))
+            if self.pool > 1:
+                known = jnp.zeros((), bool)
+            else:
+                known = batch.known.reshape(batch.known.shape + (1,) * (batch.x.ndim - 2))
 
             def mismatch(x):
                 prediction = denoise(batch.replace(x=x), at, cond)
-                error = jnp.where(known, batch.given - prediction.x0, 0)
+                error = batch.given - prediction.x0
+                error = self._means(error) if self.pool > 1 else jnp.where(known, error, 0)
                 return jnp.sum(jnp.square(error)), prediction
 
             slope, prediction = jax.grad(mismatch, has_aux=True)(batch.x)
@@ -301,3 +309,7 @@ class Reconstruct:
             return _with_x0(prediction, x0, batch.x, here)
 
         return pulled
+
+    def _means(self, video: Array) -> Array:
+        k = self.pool
+        return reduce(video, "b f (h k) (w l) c -> b f h w c", "mean", k=k, l=k)

@@ -30,7 +30,7 @@ from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Level, Process, with_known
 from vdm_jax.diffusion.schedule import Numbers
 from vdm_jax.diffusion.steppers import Carry, Ddim, Draw, Stepper, advance
-from vdm_jax.types import Count
+from vdm_jax.types import Count, Positive
 
 POSITIVE = "cond"  # the name of the condition that is sampled
 _IID = Prior()
@@ -46,6 +46,8 @@ class Sampler:
       constraints: likewise.
       known: what becomes of given cells: 'clean' (put in place, at level 0), 'told' (put in place
         while the network is told the clip's own level), 'noised' (left to `Keep`).
+      guidance: the scale that a network is told whose guidance was distilled, so that it needs no
+        `Guidance`; None where it is told none.
 
     Raises:
       UserError: `Keep` with cells that are kept clean anyway, or an unknown `known`.
@@ -57,6 +59,7 @@ class Sampler:
     guides: tuple[Guide, ...] = ()
     constraints: tuple[Constraint, ...] = ()
     known: str = "clean"
+    guidance: Positive | None = None
 
     def __post_init__(self):
         if self.known not in ("clean", "told", "noised"):
@@ -68,11 +71,16 @@ class Sampler:
         """This sampler with another number of steps or guidance scale.
 
         Raises:
-          UserError: a guidance scale for a sampler without a single-scale `Guidance`.
+          UserError: a guidance scale for a sampler that has no single-scale `Guidance`, nor tells
+            the network of one; or one to tell that is not above 0.
         """
         changed = self if steps is None else dataclasses.replace(self, steps=steps)
         if guidance is None:
             return changed
+        if self.guidance is not None:
+            if guidance <= 0:
+                raise UserError(f"guidance is {guidance:g}; this model is told one above 0.")
+            return dataclasses.replace(changed, guidance=float(guidance))
         single = [g for g in self.guides if isinstance(g, Guidance) and len(g.scales) == 1]
         if not single:
             raise UserError(f"guidance {guidance:g} was asked of a sampler without Guidance.")

@@ -27,7 +27,7 @@ from jaxtyping import Array
 
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.diffusion.parameterization import Prediction
-from vdm_jax.diffusion.process import Level, gap, held, over
+from vdm_jax.diffusion.process import Level, Process, gap, held, over
 from vdm_jax.types import Fraction
 
 Predict = Callable[[Frames | Packed, Level], Prediction]
@@ -131,6 +131,35 @@ class Ancestral:
         # small = sigma'^2 g, large = sigma^2 g: their ratio is that of the sigmas.
         growth = jnp.where(nxt.sigma > 0, over(now.sigma, nxt.sigma), 1) ** mix
         return mean + growth * jnp.sqrt(small) * draw("step"), carry
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TwoStep:
+    """A deterministic step of twice the length, then noise for the way back, for distilled models
+    (Ho et al. 2022, "Imagen Video", section 2.7). With r = sigma / alpha at the time 2 t' - t,
+
+        x' = alpha' (x0 + r eps) + sqrt(sigma'^2 - (alpha' r)^2) n
+
+    Attributes:
+      process: the stage's own, which says what lies beyond the next level.
+    """
+
+    process: Process
+
+    @property
+    def order(self):
+        return 0
+
+    def init(self, batch):
+        return ()
+
+    def step(self, denoise, draw, carry, batch, now, nxt):
+        prediction = denoise(batch, now)
+        beyond = self.process.on(batch).level(jnp.maximum(2 * nxt.t - now.t, 0))
+        ratio, nxt = batch.spread(jnp.exp(-beyond.logsnr / 2)), _spread(batch, nxt)
+        kept = nxt.alpha * ratio
+        x = nxt.alpha * prediction.x0 + kept * prediction.eps
+        return x + jnp.sqrt(jnp.maximum(nxt.sigma**2 - kept**2, 0)) * draw("step"), carry
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

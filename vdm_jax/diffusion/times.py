@@ -20,6 +20,7 @@ from jax.scipy.special import ndtri
 from jaxtyping import Array, Float
 
 from vdm_jax.batch import Frames, Packed
+from vdm_jax.config import UserError
 from vdm_jax.diffusion.process import Process
 from vdm_jax.types import Count, ExampleKeys, Finite, Fraction, PerExample, Positive
 
@@ -44,6 +45,27 @@ class Uniform:
 
     def __call__(self, keys, batch, process):
         return _uniform(keys, 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Within:
+    """Only times between `low` and `high`, evenly: for an expert of some levels (Balaji et al.
+    2022, section 4.1), for noise on a condition.
+
+    Raises:
+      UserError: no room between them.
+    """
+
+    low: Fraction = 0.0
+    high: Fraction = 1.0
+    base: Times = Uniform()
+
+    def __post_init__(self):
+        if not self.low < self.high:
+            raise UserError(f"Within needs low below high, not {self.low:g} and {self.high:g}.")
+
+    def __call__(self, keys, batch, process):
+        return self.low + (self.high - self.low) * self.base(keys, batch, process)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from vdm_jax.axes import CONDITION, EMBED, HEAD_DIM, HEADS, ROW, TEXT, TOKEN
 from vdm_jax.config import UserError
 from vdm_jax.kernels import attend
 from vdm_jax.nets.layers import XAVIER, ZERO, LayerNorm, RMSNorm, dense
-from vdm_jax.nets.patterns import Groups, take
+from vdm_jax.nets.patterns import Groups, permute, take
 from vdm_jax.nets.positions import rotate
 from vdm_jax.types import Count
 
@@ -50,8 +50,8 @@ class SelfAttention(nn.Module):
         self, x: Float[Array, "b n d"], groups: Groups, angles: Float[Array, "b n half"] | None
     ) -> Float[Array, "b n d"]:
         ids = groups.id
-        if groups.order is not None:
-            x = take(x, groups.order)
+        if groups.order is not None and groups.inverse is not None:
+            x = permute(x, groups.order, groups.inverse)
             angles = None if angles is None else take(angles, groups.order)
         q, k, v = (project(x, name, self.heads, self.dtype) for name in ("query", "key", "value"))
         q, k = normalise(q, k, self.qk_norm)
@@ -60,7 +60,9 @@ class SelfAttention(nn.Module):
         report_max_logit(self, q, k, ids, ids)
         out = attend(q, k, v, q_group=ids, kv_group=ids, backend=self.backend)
         out = merge(out, x.shape[-1], self.dtype)
-        return out if groups.inverse is None else take(out, groups.inverse)
+        if groups.order is None or groups.inverse is None:
+            return out
+        return permute(out, groups.inverse, groups.order)
 
 
 class CrossAttention(nn.Module):
@@ -123,7 +125,7 @@ class MultiHead(nn.Module):
             project(context, name, width=width, tokens=tokens, features=features, **common)
             for name in ("key", "value")
         )
-        return merge(meet(q, k, v), width, self.dtype, init=self.start)
+        return merge(meet(q, k, v), width, self.dtype, self.start, self.tokens)
 
 
 def project(
@@ -138,18 +140,25 @@ def project(
     bias: bool = True,
 ) -> Float[Array, "b *n h d"]:
     """Queries, keys or values of every head; `tokens` and `features` name the axes of x."""
-    out = dense(width or x.shape[-1], (features, HEADS), name=name, dtype=dtype, bias=bias)(x)
+    by = (ROW, *tokens)
+    layer = dense(width or x.shape[-1], (features, HEADS), name=name, dtype=dtype, bias=bias, by=by)
+    out = layer(x)
     out = out.reshape(*out.shape[:-1], heads, -1)
     return nn.with_logical_constraint(out, (ROW, *tokens, HEADS, HEAD_DIM))
 
 
 def merge(
-    out: Float[Array, "b *n h d"], width: int, dtype: str, init: Initializer = XAVIER
+    out: Float[Array, "b *n h d"],
+    width: int,
+    dtype: str,
+    init: Initializer = XAVIER,
+    tokens: Names = (TOKEN,),
 ) -> Float[Array, "b *n width"]:
-    """The output layer over all heads."""
+    """The output layer over all heads; `tokens` names axes as for `project`."""
     out = checkpoint_name(out, "attention")
     flat = out.reshape(*out.shape[:-2], -1)
-    return dense(width, (HEADS, EMBED), name="out", dtype=dtype, init=init)(flat)
+    by = (ROW, *tokens)
+    return dense(width, (HEADS, EMBED), name="out", dtype=dtype, init=init, by=by)(flat)
 
 
 def normalise(q: Array, k: Array, kind: str) -> tuple[Array, Array]:

@@ -15,15 +15,17 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.nn.initializers import Initializer
+from jax.scipy.special import ndtri
 from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.axes import EMBED, ROW, TOKEN
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.config import UserError
+from vdm_jax.kernels.convolution import convolve
 from vdm_jax.nets.context import Context
 from vdm_jax.nets.gathered import apply, product
 from vdm_jax.nets.layers import ONE, XAVIER, ZERO, AxisNames, parameter
-from vdm_jax.types import Count, Positive, Video
+from vdm_jax.types import Count, Fraction, Positive, Video
 
 Scope = Literal["frame", "clip"]
 
@@ -36,12 +38,14 @@ class Clip:
       frames: the row's frames as tokens, without values: who is who, and when.
       time: embedding of each frame's noise level, with the condition's vector added.
       moving: frames of examples that have more than one; parts that act in time leave the rest.
+      train: whether features are dropped.
     """
 
     frames: Packed
     time: Float[Array, "b f d"]
     moving: Bool[Array, "b f"]
     context: Mapping[str, Context]
+    train: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def segment(self) -> Int[Array, "b f"]:
@@ -137,6 +141,25 @@ class GroupNorm(nn.Module):
         return (out + parameter(self, "bias", ZERO, (self.axis,), (c,))).astype(x.dtype)
 
 
+class Dropout(nn.Module):
+    """In training, features are 0 with a probability of `rate`, the others larger by as much.
+
+    Which ones follows from the collection 'dropout', this layer, the example, its visit and frame:
+    from none of its neighbours.
+    """
+
+    rate: Fraction
+
+    @nn.compact
+    def __call__(self, x: Video, clip: Clip) -> Video:
+        if self.rate == 0 or not clip.train:
+            return x
+        frames = clip.frames.replace(x=x.reshape(*x.shape[:2], -1))
+        draw = frames.white(frames.keys(jax.random.bits(self.make_rng("dropout")), "dropout"))
+        stay = (draw > ndtri(self.rate)).reshape(x.shape)
+        return jnp.where(stay, x / (1 - self.rate), 0)
+
+
 class Convolution(nn.Module):
     """A convolution of every picture by itself.
 
@@ -159,19 +182,12 @@ class Convolution(nn.Module):
         kernel, bias = _weights(self, (self.size, self.size, x.shape[-1], self.features))
         axes = (None, None, *self.axes)
 
-        def convolve(x: Array, kernel: Array) -> Array:
+        def pictures(x: Array, kernel: Array) -> Array:
             b, f = x.shape[:2]
-            out = jax.lax.conv_general_dilated(
-                x.reshape(b * f, *x.shape[2:]),
-                kernel,
-                (self.stride, self.stride),
-                # Of even sizes 'SAME' pads one side more than networks trained elsewhere do.
-                [(self.size // 2, self.size // 2)] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            out = convolve(x.reshape(b * f, *x.shape[2:]), kernel, self.stride)
             return out.reshape(b, f, *out.shape[1:])
 
-        return apply(convolve, x.astype(self.dtype), kernel, axes, (ROW, TOKEN)) + bias
+        return apply(pictures, x.astype(self.dtype), kernel, axes, (ROW, TOKEN)) + bias
 
 
 class TimeConvolution(nn.Module):

@@ -37,6 +37,8 @@ from vdm_jax.nets.registers import Registers, remove
 from vdm_jax.nets.remat import remembered
 from vdm_jax.types import Count, Natural, PerExample, Positive
 
+BY = (ROW, TOKEN)  # of every activation of the trunk
+
 
 @struct.dataclass
 class Around:
@@ -87,7 +89,7 @@ class Block(nn.Module):
         x = add(x, mlp(inner), gate)
         if groups.active is not None:
             x = jnp.where(groups.active[..., None], x, start)
-        return nn.with_logical_constraint(x, (ROW, TOKEN, EMBED))
+        return nn.with_logical_constraint(x, (*BY, EMBED))
 
 
 class Unit(nn.Module):
@@ -180,7 +182,7 @@ class DiT(nn.Module):
             groups=tuple(pattern.groups(row, register) for pattern in self.patterns),
             context=contexts(self.cross, row, cond, register),
         )
-        x = self._blocks(nn.with_logical_constraint(x, (ROW, TOKEN, EMBED)), around)
+        x = self._blocks(nn.with_logical_constraint(x, (*BY, EMBED)), around)
         if self.registers:
             x = remove(extended, x)
         return Head(self.features_out, self.modulation, name="head")(x, batch, c)
@@ -204,7 +206,7 @@ class DiT(nn.Module):
         x = batch.x if cond.channels is None else jnp.concatenate([batch.x, cond.channels], axis=-1)
         # Padding may hold anything, and 0 times nan is nan: it is put out before it meets a sum.
         x = jnp.where(batch.segment[..., None] > 0, x, 0)
-        x = dense(self.width, (PATCH, EMBED), name="patch", dtype=self.dtype)(x)
+        x = dense(self.width, (PATCH, EMBED), name="patch", dtype=self.dtype, by=BY)(x)
         for position in self.positions:
             added = position.add(batch, self.width)
             if added is not None:
@@ -259,7 +261,7 @@ class Head(nn.Module):
         table = self.modulation.last(c, x.shape[-1])
         shift, scale = jnp.split(batch.lookup(table), 2, axis=-1)
         x = modulate(LayerNorm()(x.astype(jnp.float32)), shift, scale)
-        x = dense(self.features, (EMBED, PATCH), name="out", init=ZERO)(x)
+        x = dense(self.features, (EMBED, PATCH), name="out", init=ZERO, by=BY)(x)
         return jnp.where(batch.segment[..., None] > 0, x, 0)
 
 

@@ -7,13 +7,13 @@ mask is false are 0 and decide nothing.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vdm_jax.axes import EMBED, ROW, TEXT, VOCAB
+from vdm_jax.axes import EMBED, LAYER, ROW, TEXT, VOCAB
 from vdm_jax.config import UserError
 from vdm_jax.kernels import attend
 from vdm_jax.nets.attention import merge, project
@@ -54,9 +54,23 @@ class TextEmbedding(nn.Module):
         place = parameter(self, "place", SMALL, (None, EMBED), (self.max_length, self.width))
         x = lookup(table, ids, (VOCAB, EMBED))
         x = by_lines((x + place[:length]).astype(self.dtype))
-        for index in range(self.depth):
-            x = TextBlock(self.heads, self.dtype, name=f"block_{index}")(x, mask)
+        if self.depth:
+            x, _ = self._blocks()(self.heads, self.dtype, name="blocks")(x, mask)
         return jnp.where(mask[..., None], LayerNorm(affine=True, name="norm")(x), 0)
+
+    def _blocks(self) -> Any:
+        """All blocks as one, their parameters stacked: apart, a dozen take the compiler longer than
+        the whole trunk. Of each only the input is kept for the backward pass: a row's captions,
+        padded to lines, have half as many tokens as its videos.
+        """
+        return nn.scan(
+            nn.remat(TextBlock, prevent_cse=False),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.depth,
+            metadata_params={nn.PARTITION_NAME: LAYER},
+        )
 
 
 class TextBlock(nn.Module):
@@ -66,7 +80,9 @@ class TextBlock(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "m l d"], mask: Bool[Array, "m l"]) -> Float[Array, "m l d"]:
+    def __call__(
+        self, x: Float[Array, "m l d"], mask: Bool[Array, "m l"]
+    ) -> tuple[Float[Array, "m l d"], None]:
         width = x.shape[-1]
         inner = LayerNorm(affine=True, name="attention_norm")(x)
         q, k, v = (
@@ -75,9 +91,9 @@ class TextBlock(nn.Module):
         )
         group = mask.astype(jnp.int32)
         out = attend(q, k, v, q_group=group, kv_group=group, q_axis=TEXT, kv_axis=TEXT)
-        x = x + merge(out, width, self.dtype)
+        x = x + merge(out, width, self.dtype, tokens=(TEXT,))
         inner = LayerNorm(affine=True, name="mlp_norm")(x)
-        return by_lines(x + Mlp(hidden=4 * width, dtype=self.dtype, name="mlp")(inner))
+        return by_lines(x + Mlp(hidden=4 * width, dtype=self.dtype, name="mlp")(inner)), None
 
 
 def by_lines(x: Float[Array, "m l d"]) -> Float[Array, "m l d"]:

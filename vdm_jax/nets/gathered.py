@@ -6,7 +6,8 @@ for a moment, and its gradient is a sum over devices of which each keeps a part:
 in the backward pass a reduce-scatter. Left to the compiler the second is often an all-reduce of the
 whole gradient in every layer (on v5e:16x16, libtpu 0.0.42, of every kernel of every layer), twice
 the bytes and a whole gradient in memory. Mapped over the devices by hand, the transpose of the one
-is the other by definition.
+is the other by definition. Where the tokens of a row are divided too (seq), each device's gradient
+is of its own tokens, and what is summed over them is the part it keeps, no whole kernel.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ Names = tuple[str | None, ...]  # logical, of an array's axes
 
 
 def product(
-    x: Float[Array, "b *rest c"], kernel: Float[Array, "c d"], axes: Names
+    x: Float[Array, "b *rest c"], kernel: Float[Array, "c d"], axes: Names, by: Names = (ROW,)
 ) -> Float[Array, "b *rest d"]:
-    """x times `kernel`, whose logical axes are `axes`; in their dtype."""
-    return apply(linear.product, x, kernel, axes)
+    """`apply`, of a matrix product, in the dtype of both."""
+    return apply(linear.product, x, kernel, axes, by)
 
 
 def apply(
@@ -44,7 +45,7 @@ def apply(
       by: logical names of the first axes of x: along them `function` treats each entry by itself,
         and so each device its own entries. Rows that do not divide are left to the compiler.
     """
-    shares = _rows(x), *(mesh_axes(name) for name in by[1:] if name)
+    shares = _rows(x), *(mesh_axes(name) if name else () for name in by[1:])
     if any(shares[1:]) or any(_divided(x, kernel, axes)):
         return _by_shares(function, x, kernel, axes, shares)
     return function(x, kernel)

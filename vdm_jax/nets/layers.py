@@ -6,6 +6,8 @@ Statistics of norms and the time embedding are fp32 whatever `dtype` is; the res
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -15,7 +17,7 @@ from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
 from vdm_jax.axes import EMBED, MLP, ROW, TOKEN
-from vdm_jax.nets.gathered import product
+from vdm_jax.nets.gathered import Names, product
 from vdm_jax.types import Count, Positive
 
 XAVIER = nn.initializers.xavier_uniform()
@@ -27,20 +29,26 @@ AxisNames = tuple[str | None, str | None]  # of a kernel: in, out
 
 
 class Dense(nn.Module):
-    """x W + b, the product in `dtype`; parameters are fp32, `axes` the logical axes of W."""
+    """x W + b, the product in `dtype`; parameters are fp32.
+
+    Attributes:
+      axes: logical names of the axes of W; by: of those of x, as far as each entry along them is
+        treated by itself (`gathered.apply`).
+    """
 
     features: int
     axes: AxisNames
     dtype: str = "float32"
     kernel_init: Initializer = XAVIER
     bias: bool = True
+    by: Names = (ROW,)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ... c"]) -> Float[Array, "b ... d"]:
         kernel = parameter(
             self, "kernel", self.kernel_init, self.axes, (x.shape[-1], self.features)
         )
-        out = product(x.astype(self.dtype), kernel.astype(self.dtype), self.axes)
+        out = product(x.astype(self.dtype), kernel.astype(self.dtype), self.axes, self.by)
         if not self.bias:
             return out
         return out + parameter(self, "bias", ZERO, self.axes[1:], (self.features,)).astype(
@@ -56,9 +64,12 @@ def dense(
     dtype: str = "float32",
     init: Initializer = XAVIER,
     bias: bool = True,
+    by: Names = (ROW,),
 ) -> Dense:
     """A linear layer whose kernel (in, out) has the logical axes `axes`; the bias starts at 0."""
-    return Dense(features=features, axes=axes, dtype=dtype, kernel_init=init, bias=bias, name=name)
+    return Dense(
+        features=features, axes=axes, dtype=dtype, kernel_init=init, bias=bias, by=by, name=name
+    )
 
 
 def parameter(
@@ -111,8 +122,8 @@ class RMSNorm(nn.Module):
 class Activation(Protocol):
     """What a feed-forward layer does between its two products."""
 
-    def hidden(self, x: Array, width: int, dtype: str) -> Array:
-        """(... d) -> (... width); makes its layers in the calling module."""
+    def hidden(self, x: Array, layer: Callable[..., Dense]) -> Array:
+        """(... d) -> (... width); `layer(name=...)` is a linear layer in the calling module."""
 
     def kernels(self) -> int:
         """How many (d, width) products `hidden` does."""
@@ -122,8 +133,8 @@ class Activation(Protocol):
 class Gelu:
     """GELU by the tanh approximation."""
 
-    def hidden(self, x, width, dtype):
-        return nn.gelu(dense(width, (EMBED, MLP), name="up", dtype=dtype)(x), approximate=True)
+    def hidden(self, x, layer):
+        return nn.gelu(layer(name="up")(x), approximate=True)
 
     def kernels(self) -> int:
         return 1
@@ -133,9 +144,8 @@ class Gelu:
 class SwiGlu:
     """silu(x A) * (x B) (Shazeer 2020): a gate, so a third product for the same width."""
 
-    def hidden(self, x, width, dtype):
-        gate = dense(width, (EMBED, MLP), name="gate", dtype=dtype, bias=False)(x)
-        return nn.silu(gate) * dense(width, (EMBED, MLP), name="up", dtype=dtype, bias=False)(x)
+    def hidden(self, x, layer):
+        return nn.silu(layer(name="gate", bias=False)(x)) * layer(name="up", bias=False)(x)
 
     def kernels(self) -> int:
         return 2
@@ -145,10 +155,9 @@ class SwiGlu:
 class GeGlu:
     """(x A + a) gelu(x B + b), the exact GELU (Shazeer 2020; Rombach et al. 2022)."""
 
-    def hidden(self, x, width, dtype):
-        gate = dense(width, (EMBED, MLP), name="gate", dtype=dtype)(x)
-        value = dense(width, (EMBED, MLP), name="up", dtype=dtype)(x)
-        return value * nn.gelu(gate, approximate=False)
+    def hidden(self, x, layer):
+        gate = nn.gelu(layer(name="gate")(x), approximate=False)
+        return layer(name="up")(x) * gate
 
     def kernels(self) -> int:
         return 2
@@ -168,9 +177,11 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b *n d"]) -> Float[Array, "b *n d"]:
-        inner = self.activation.hidden(x, self.hidden, self.dtype)
+        common: dict[str, Any] = dict(dtype=self.dtype, by=(ROW, *self.tokens))
+        layer = functools.partial(dense, self.hidden, (EMBED, MLP), **common)
+        inner = self.activation.hidden(x, layer)
         inner = nn.with_logical_constraint(inner, (ROW, *self.tokens, MLP))
-        return dense(x.shape[-1], (MLP, EMBED), name="down", dtype=self.dtype)(inner)
+        return dense(x.shape[-1], (MLP, EMBED), name="down", **common)(inner)
 
 
 def sinusoid(value: Float[Array, "..."], features: int) -> Float[Array, "... features"]:

@@ -22,9 +22,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, Protocol
 
+import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.batch import Packed
 from vdm_jax.config import UserError
@@ -146,8 +147,34 @@ def cross_groups(
 
 
 def take(x: Array, order: Int[Array, "b n"]) -> Array:
-    """Tokens of each row in another order."""
-    return jnp.take_along_axis(x, order.reshape(order.shape + (1,) * (x.ndim - 2)), axis=1)
+    """Tokens of each row in another order; 0 where it names none."""
+    places = order.reshape(order.shape + (1,) * (x.ndim - 2))
+    return jnp.take_along_axis(x, places, axis=1, mode="fill", fill_value=0)
+
+
+@jax.custom_vjp
+def permute(
+    x: Float[Array, "b m *rest"], order: Int[Array, "b n"], back: Int[Array, "b m"]
+) -> Float[Array, "b n *rest"]:
+    """`take`, whose gradient is taken too: left to JAX it is a sum at scattered places, which a TPU
+    sorts first.
+
+    Args:
+      order: every token at most once; back: where each went, n where it is left out.
+    """
+    del back
+    return take(x, order)
+
+
+def _permute_forward(x: Array, order: Array, back: Array) -> tuple[Array, Array]:
+    return take(x, order), back
+
+
+def _permute_backward(back: Array, d_out: Array) -> tuple[Array, None, None]:
+    return take(d_out, back), None, None
+
+
+permute.defvjp(_permute_forward, _permute_backward)
 
 
 def _ids(

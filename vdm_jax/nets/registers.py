@@ -15,17 +15,22 @@ from jaxtyping import Array, Bool, Float, Int
 from vdm_jax.axes import EMBED
 from vdm_jax.batch import Packed
 from vdm_jax.nets.layers import SMALL, parameter
-from vdm_jax.nets.patterns import take
+from vdm_jax.nets.patterns import permute, take
 from vdm_jax.types import Count
 
 
 @struct.dataclass
 class Extended:
-    """A row with registers: its carrier, who is one, and where the first tokens went."""
+    """A row with registers: its carrier, who is one, and where tokens come from and went.
+
+    Counted on from the last of the row's m tokens, registers are tokens m to n - 1.
+    """
 
     batch: Packed
     register: Bool[Array, "b n"]
-    home: Int[Array, "b m"]  # of each token of the row without registers
+    order: Int[Array, "b n"]  # which token stands at each place
+    home: Int[Array, "b m"]  # where each token of the row stands
+    own: Int[Array, "b r"]  # and each register
 
 
 class Registers(nn.Module):
@@ -40,18 +45,16 @@ class Registers(nn.Module):
         row = insert(batch, self.count)
         b, e = batch.examples.valid.shape
         learnt = jnp.broadcast_to(jnp.tile(table, (e, 1)), (b, e * self.count, x.shape[-1]))
-        order = jnp.argsort(_places(batch, self.count), axis=1, stable=True)
-        return row, take(jnp.concatenate([x, learnt.astype(x.dtype)], axis=1), order)
+        both = jnp.concatenate([x, learnt.astype(x.dtype)], axis=1)
+        return row, permute(both, row.order, jnp.concatenate([row.home, row.own], axis=1))
 
 
 def insert(batch: Packed, count: int) -> Extended:
     """The row with `count` registers after each present example; padding stays last."""
-    m = batch.segment.shape[1]
-    extra = batch.examples.valid.shape[1] * count
-    order = jnp.argsort(_places(batch, count), axis=1, stable=True)
+    order, home, own = _moves(batch, count)
 
     def extend(x: Array) -> Array:
-        return take(jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2)), order)
+        return take(x, order)
 
     segment = jnp.concatenate([batch.segment, _register_segments(batch, count)], axis=1)
     row = batch.replace(
@@ -64,13 +67,13 @@ def insert(batch: Packed, count: int) -> Extended:
         known=None,
         given=None,
     )
-    home = jnp.argsort(order, axis=1, stable=True)[:, :m]
-    return Extended(batch=row, register=order >= m, home=home)
+    register = order >= batch.segment.shape[1]
+    return Extended(batch=row, register=register, order=order, home=home, own=own)
 
 
 def remove(row: Extended, x: Float[Array, "b n d"]) -> Float[Array, "b m d"]:
     """The tokens that were there before `insert`, in their places."""
-    return take(x, row.home)
+    return permute(x, row.home, row.order)
 
 
 def _register_segments(batch: Packed, count: int) -> Int[Array, "b r"]:
@@ -79,7 +82,30 @@ def _register_segments(batch: Packed, count: int) -> Int[Array, "b r"]:
     return jnp.repeat(ids, count, axis=1).astype(batch.segment.dtype)
 
 
-def _places(batch: Packed, count: int) -> Int[Array, "b n"]:
-    """Keys whose stable sort puts registers behind their example, and padding at the end."""
-    segment = jnp.concatenate([batch.segment, _register_segments(batch, count)], axis=1)
-    return jnp.where(segment == 0, jnp.iinfo(segment.dtype).max, segment)
+def _moves(batch: Packed, count: int) -> tuple[Array, Array, Array]:
+    """`order`, `home` and `own` of an extended row.
+
+    In closed form, not by sorting: a sort of a whole row takes a TPU's compiler as long as a third
+    of the network. With `last` the place behind the last token of an example, `start` of its
+    registers in the extended row,
+
+        home of token i     i + count #{examples with last <= i}
+        start               last + count #{examples with a smaller last}
+
+    and what stands at place j is a register of the example with start <= j < start + count, or the
+    token j - count #{examples with start + count <= j}. Absent examples come last.
+    """
+    m, e = batch.segment.shape[1], batch.examples.valid.shape[1]
+    cells, examples = jnp.arange(m), jnp.arange(e)
+    member = batch.segment[:, None] == examples[:, None] + 1
+    last = jnp.where(member, cells + 1, 0).max(-1)
+    last = jnp.where(last > 0, last, m + 1 + examples)
+    start = jnp.minimum(last, m) + count * (last[:, None] < last[:, :, None]).sum(-1)
+    home = cells + count * (last[:, :, None] <= cells).sum(1)
+    own = (start[:, :, None] + jnp.arange(count)).reshape(-1, e * count)
+
+    since = jnp.arange(m + e * count) - start[:, :, None]
+    within = (since >= 0) & (since < count)
+    learnt = jnp.where(within, m + count * examples[:, None] + since, 0).sum(1)
+    token = jnp.arange(m + e * count) - count * (since >= count).sum(1)
+    return jnp.where(within.any(1), learnt, token), home, own

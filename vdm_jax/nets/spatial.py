@@ -26,10 +26,10 @@ from vdm_jax.axes import CONDITION, EMBED, MLP, TEXT, TOKEN
 from vdm_jax.config import UserError
 from vdm_jax.kernels import attend
 from vdm_jax.nets.attention import MultiHead
-from vdm_jax.nets.clip import Clip, Convolution, GroupNorm, Heads, Scope
+from vdm_jax.nets.clip import Clip, Convolution, Dropout, GroupNorm, Heads, Scope
 from vdm_jax.nets.folded import by_frame, within_pictures
 from vdm_jax.nets.layers import XAVIER, ZERO, GeGlu, LayerNorm, Mlp, dense
-from vdm_jax.types import Count, Positive, Video
+from vdm_jax.types import Count, Fraction, Positive, Video
 
 
 class Insert(Protocol):
@@ -68,6 +68,7 @@ class ResBlock(nn.Module):
     norm: Norm = BY_FRAME
     time: Literal["add", "scale_shift"] = "add"
     gain: Positive = 1.0
+    dropout: Fraction = 0.0
     dtype: str = "float32"
     convolution: Callable[..., Any] = Convolution
     start: Initializer = ZERO
@@ -86,8 +87,9 @@ class ResBlock(nn.Module):
             inner = normed(inner + self._time(clip, 1), clip)
         else:
             raise UserError(f"a block's time is '{self.time}'; use 'add' or 'scale_shift'.")
+        inner = Dropout(self.dropout, name="dropout")(nn.silu(inner), clip)
         layer = conv(axes=(MLP, EMBED), start=self.start, name="conv_out")
-        inner = insert("after_conv", layer(nn.silu(inner), clip), 1)
+        inner = insert("after_conv", layer(inner, clip), 1)
         if x.shape[-1] != self.features:
             x = dense(self.features, (EMBED, None), name="shortcut", dtype=self.dtype)(x)
         return by_frame((x + inner) * self.gain)

@@ -30,7 +30,7 @@ from vdm_jax.nets.layers import ZERO, TimeEmbedding, dense
 from vdm_jax.nets.remat import remembered
 from vdm_jax.nets.spatial import BY_FRAME, Block, Downsample, Insert, Norm, ResBlock, Upsample
 from vdm_jax.nets.temporal import MIDDLE, Temporal, insert
-from vdm_jax.types import Count, PerExample, Positive, Video
+from vdm_jax.types import Count, Fraction, PerExample, Positive, Video
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class ImageUNet:
       norm, time, gain: of the residual blocks (`spatial.ResBlock`).
       resample: 'after' the blocks of each level but the last (Ho et al. 2020), or 'before' those
         of every level, the first too, which is cheaper (Saharia et al. 2022, appendix B).
+      dropout: of the residual blocks, in training.
       channels_out: of what is predicted.
     """
 
@@ -57,6 +58,7 @@ class ImageUNet:
     time: Literal["add", "scale_shift"] = "add"
     gain: Positive = 1.0
     resample: Literal["after", "before"] = "after"
+    dropout: Fraction = 0.0
     channels_out: Count = 3
 
     @property
@@ -101,8 +103,9 @@ class _Part(nn.Module):
     def residual(self, x: Video, clip: Clip, nth: int) -> Video:
         image, act = self.image, self.act(clip)
         x = checkpoint_name(x, "block")
+        common: dict[str, Any] = dict(norm=image.norm, time=image.time, gain=image.gain)
         block = ResBlock(
-            self.features, image.norm, image.time, image.gain, self.dtype, name=f"res_{nth}"
+            self.features, **common, dropout=image.dropout, dtype=self.dtype, name=f"res_{nth}"
         )
         return act("after_res", block(x, clip, act), nth)
 
@@ -164,6 +167,8 @@ class UNet3D(nn.Module):
     Attributes:
       temporal: what acts in time, and where; of several at one place, in this order.
       cross: names of the condition's token sets that blocks attend to.
+      waves: n of features sin(2^n pi x) and cos(2^n pi x) of the input, which join it: what shows
+        it in fine detail (Kingma et al. 2021, appendix C).
       remat: a name of `remat.REMAT`, for each level of each way.
       dtype: of products; parameters and output are fp32.
     """
@@ -171,8 +176,16 @@ class UNet3D(nn.Module):
     image: ImageUNet
     temporal: tuple[Temporal, ...] = ()
     cross: tuple[str, ...] = ()
+    waves: tuple[int, ...] = ()
     remat: str = "none"
     dtype: str = "float32"
+
+    carrier = Frames
+
+    @property
+    def unit(self) -> int:
+        """Height and width are whole multiples of it."""
+        return 2 ** (self.image.levels - (self.image.resample == "after"))
 
     @nn.compact
     def __call__(
@@ -182,17 +195,18 @@ class UNet3D(nn.Module):
 
         Args:
           time: what the denoiser's time input makes of the noise levels.
-          train: nothing here depends on it.
+          train: features are dropped, by a key of the collection 'dropout' and by example.
 
         Raises:
           UserError: sizes that do not divide, an unknown choice, or conditions that do not match
             `cross`.
         """
-        del train
         image = self.image
         image.check()
-        clip = self._clip(batch, time, cond)
-        x = batch.x if cond.channels is None else jnp.concatenate([batch.x, cond.channels], axis=-1)
+        clip = self._clip(batch, time, cond, train)
+        waves = [f(2.0**n * jnp.pi * batch.x) for n in self.waves for f in (jnp.sin, jnp.cos)]
+        given = [] if cond.channels is None else [cond.channels]
+        x = jnp.concatenate([batch.x, *waves, *given], axis=-1)
         there = (batch.segment > 0)[..., None, None, None]
         # Padding may hold anything, and 0 times nan is nan: it is put out before it meets a sum.
         x = jnp.where(there, x, 0)
@@ -217,11 +231,11 @@ class UNet3D(nn.Module):
             x = up(**common, level=level, name=f"up_{level}")(x, clip, left[level])
         return x
 
-    def _clip(self, batch: Frames, time: PerExample, cond: Cond) -> Clip:
+    def _clip(self, batch: Frames, time: PerExample, cond: Cond, train: bool) -> Clip:
         frames = as_tokens(batch)
         c = TimeEmbedding(4 * self.image.width, self.image.width, name="time")(time, cond.pre_time)
         if cond.vector is not None:
             vector = dense(c.shape[-1], (CONDITION, None), name="vector", dtype=self.dtype)
             c = c + vector(cond.vector).astype(jnp.float32)[:, :, None]
         moving = batch.spread(batch.examples.grid[..., 0] > 1)[..., 0, 0, 0]
-        return Clip(frames, batch.lookup(c), moving, contexts(self.cross, frames, cond))
+        return Clip(frames, batch.lookup(c), moving, contexts(self.cross, frames, cond), train)

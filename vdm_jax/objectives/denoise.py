@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vdm_jax.batch import Frames, Packed
-from vdm_jax.diffusion.process import with_known
+from vdm_jax.cond import Cond
+from vdm_jax.denoiser import Denoiser
+from vdm_jax.diffusion.process import Level, with_known
 from vdm_jax.diffusion.times import Times
 from vdm_jax.diffusion.weights import Weight
 from vdm_jax.signals import draw_dropped
@@ -24,7 +26,25 @@ from vdm_jax.stage import Stage
 from vdm_jax.types import Fraction, Metrics, Params
 
 
+class Network(Protocol):
+    """A finished denoiser that is asked and never trained, such as a teacher."""
+
+    @property
+    def denoiser(self) -> Denoiser: ...
+
+    def weights(self) -> Params:
+        """Variables of `denoiser.apply`, on the host."""
+
+
 class Objective(Protocol):
+    @property
+    def frozen(self) -> Mapping[str, Network]:
+        """Networks by name: beside those that are trained, `params` holds each one's weights under
+        its name. They are arguments of the step, spread over the mesh like the model's own."""
+
+    def problems(self, stage: Stage) -> list[str]:
+        """Why a model of this stage cannot be trained so, one sentence each."""
+
     def __call__(
         self,
         stage: Stage,
@@ -58,20 +78,28 @@ class Denoise:
     weight: Weight
     power: Fraction = 1.0
 
+    @property
+    def frozen(self):
+        return {}
+
+    def problems(self, stage):
+        return []
+
     def __call__(self, stage, params, batch, raw, seed):
-        process = stage.process.on(batch)
+        process = stage.learnt_process(params).on(batch)
         # Cells that are given are told level 0, as in sampling.
         batch, t = with_known(batch, self.times(batch.keys(seed, "time"), batch, process))
         at = process.level(t)
         dropped = draw_dropped(stage.denoiser.signals, batch, seed)
-        err, max_logit = _error(stage, params, batch, raw, at, batch.keys(seed, "noise"), dropped)
+        keys = batch.keys(seed, "noise")
+        err, max_logit = _error(stage, params, batch, raw, at, keys, dropped, seed)
         weight = self.weight(at, stage.denoiser.parameterization, process)
         total, count = batch.total(err * batch.spread(weight), self.power)
         return total, count, {"max_logit": max_logit}
 
     def errors(self, stage, params, batch, raw, seed, t):
         b, e = batch.examples.valid.shape
-        process = stage.process.on(batch)
+        process = stage.learnt_process(params).on(batch)
         batch, times = with_known(batch, jnp.full((b, e, 1), t))
         at = process.level(times)
         keys = batch.keys(seed, "validation")
@@ -79,17 +107,35 @@ class Denoise:
         return batch.reduce(err, "mean")
 
 
-def _error(stage, params, batch, raw, at, noise_keys, dropped) -> tuple[Array, Array]:
+def _error(stage, params, batch, raw, at, noise_keys, dropped, seed=None) -> tuple[Array, Array]:
     """(squared error like x, largest attention logit)."""
     denoiser = stage.denoiser
     here = jax.tree.map(batch.spread, at)
     eps = stage.prior(noise_keys, batch)
     x_t = batch.insert_known(stage.process.noise(batch.x, eps, here))
     cond = denoiser.apply(params, raw, batch, dropped, method="condition")
+    out, largest = respond(denoiser, params, batch.replace(x=x_t), at, cond, seed)
+    target = denoiser.parameterization.target(batch.x, eps, here)
+    return jnp.square(out - target), largest
+
+
+def respond(
+    denoiser: Denoiser,
+    params: Params,
+    batch: Frames | Packed,
+    at: Level,
+    cond: Cond,
+    seed: int | None,
+) -> tuple[Array, Array]:
+    """(raw output for x_t = batch.x, largest attention logit).
+
+    Args:
+      seed: of what the network drops in training; None drops nothing.
+    """
+    draws = {} if seed is None else {"dropout": jax.random.key(seed)}
     out, sown = denoiser.apply(
-        params, batch.replace(x=x_t), at, cond, train=True, mutable="intermediates"
+        params, batch, at, cond, train=bool(draws), mutable="intermediates", rngs=draws
     )
     logits = jax.tree.leaves(sown.get("intermediates", {}))
     largest = jnp.max(jnp.stack([leaf.max() for leaf in logits])) if logits else jnp.zeros(())
-    target = denoiser.parameterization.target(batch.x, eps, here)
-    return jnp.square(out - target), jax.lax.stop_gradient(largest)
+    return out, jax.lax.stop_gradient(largest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from vdm_jax.config import UserError, refuse
 from vdm_jax.diffusion.parameterization import Prediction
 from vdm_jax.diffusion.sample import sample
 from vdm_jax.kernels.splash import BLOCK
-from vdm_jax.pipeline import Pipeline, _generate, capacity_of
+from vdm_jax.pipeline import _generate, capacity_of
 from vdm_jax.plan import work as counted
 from vdm_jax.plan.compiled import Compiled, compile_step
 from vdm_jax.plan.mix import Mix, mix_of
@@ -25,6 +25,7 @@ from vdm_jax.plan.roofline import Load, Seconds, link_seconds, predict
 from vdm_jax.plan.topology import LOCAL, Topology
 from vdm_jax.plan.traffic import collectives, cycles, memory_bytes, summary
 from vdm_jax.plan.work import Work
+from vdm_jax.requests import blank
 from vdm_jax.stage import Stage
 from vdm_jax.train.program import Program, make_program, parameter_count
 from vdm_jax.train.run import Run
@@ -101,11 +102,19 @@ class Plan:
         }
 
 
-def make_plan(run: Run, machine: Topology, what: str = "train", mix: Mix | None = None) -> Plan:
+def make_plan(
+    run: Run,
+    machine: Topology,
+    what: str = "train",
+    mix: Mix | None = None,
+    effort: str = "full",
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
     """Compile `run`'s training step, or one call of its sampler, for a machine, and count.
 
     Args:
       mix: the examples of a step; None takes those of the run's data.
+      effort, say: of `compile_step`.
 
     Raises:
       UserError: a mesh that does not fit, sizes that do not divide.
@@ -119,7 +128,7 @@ def make_plan(run: Run, machine: Topology, what: str = "train", mix: Mix | None 
     traced, rows, arguments = made
     tpu = machine.name != LOCAL
     lowered = traced.lower(lowering_platforms=("tpu",)) if tpu else traced.lower()
-    compiled = compile_step(lowered, arguments=arguments, tpu=tpu)
+    compiled = compile_step(lowered, arguments=arguments, tpu=tpu, effort=effort, say=say)
     return judge(run, machine, what, program, mix, traced, compiled, rows, arguments)
 
 
@@ -145,8 +154,7 @@ def _trained(run: Run, program: Program) -> tuple[Any, int, int]:
 def _sampled(run: Run, program: Program, mix: Mix) -> tuple[Any, int, int]:
     """One row for each device of rows."""
     rows = program.row_devices
-    pipeline = Pipeline(run.stage, {}, None, capacity_of(run.data, 1))  # type: ignore[arg-type]
-    one = pipeline._arrays([], [[]], pipeline.capacity, {})
+    one = blank(run.stage, capacity_of(run.data, 1))
     places = jax.sharding.NamedSharding(program.mesh, jax.P(("data", "fsdp")))
     arrays = {
         name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=places)
@@ -154,7 +162,7 @@ def _sampled(run: Run, program: Program, mix: Mix) -> tuple[Any, int, int]:
     }
     params = program.abstract.params
     with program.ambient():
-        traced = _generate.trace(run.stage, run.stage.sampler, params, arrays)
+        traced = _generate.trace(run.stage, params, arrays)
     return traced, rows, shard_bytes((params, arrays))
 
 

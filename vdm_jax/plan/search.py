@@ -13,7 +13,7 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from vdm_jax.nets.remat import REMAT
@@ -82,7 +82,7 @@ def _divisors(most: int, rows: int, row_devices: int) -> list[int]:
     return [n for n in range(1, most + 1) if most % n == 0]
 
 
-def search(candidates: Sequence[Choice], compile_one: Callable[[Choice], Found]) -> list[Found]:
+def search(candidates: Iterable[Choice], compile_one: Callable[[Choice], Found]) -> list[Found]:
     """All candidates, best first: those that fit by predicted tokens a second, then the others by
     how little they lack, then those without a plan."""
     found = [compile_one(choice) for choice in candidates]

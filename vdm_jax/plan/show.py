@@ -103,7 +103,8 @@ def notes(plan: Plan) -> list[str]:
         )
     elif plan.limit:
         found.append(f"it fits, {(plan.limit - plan.bytes) / 2**30:.2f} GiB of a device are left.")
-    if plan.mesh["fsdp"] > 1 and (plan.share % TILE or not plan.share):
+    uneven = plan.share % TILE or not plan.share
+    if plan.what == "train" and plan.mesh["fsdp"] > 1 and uneven:
         found.append(
             f"fsdp {plan.mesh['fsdp']} leaves {plan.share or 'an uneven number of'} rows of a "
             f"kernel on each device: only where they are a multiple of {TILE} are gradients "
@@ -140,7 +141,7 @@ def show_search(found: Sequence[Found], console: Console | None = None) -> None:
         numbers = ("", "", "")
         if step:
             rate = plan["predicted_tokens_per_second"]
-            numbers = (f"{step:.2f}", f"{plan['predicted_mfu']:.3f}", f"{rate:,.0f}")
+            numbers = (f"{step:.3g}", f"{plan['predicted_mfu']:.3f}", f"{rate:,.0f}")
         fits = "yes" if plan["fits"] else "no"
         table.add_row(str(one.choice), fits, gib(plan["hbm_bytes"]), *numbers)
     (console or Console()).print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,10 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array
 
-from vdm_jax.batch import Examples, Packed
+from vdm_jax.batch import Examples, Frames, Packed
 from vdm_jax.codecs import Codec
 from vdm_jax.cond import Text
+from vdm_jax.stage import Stage
 
 EXAMPLE_FIELDS = ("id", "visit", "ordinal", "valid", "grid", "fps")
 
@@ -24,6 +25,22 @@ def to_device(arrays: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding)
         name: jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
         for name, leaf in arrays.items()
     }
+
+
+def to_stage(
+    arrays: Mapping[str, Any], stage: Stage, seed: int | None = None
+) -> tuple[Frames | Packed, dict[str, Any]]:
+    """One microbatch -> the batch as the stage's backbone reads it, and the raw values of its
+    conditions, those that its link makes of the video among them. Runs inside jit.
+
+    Args:
+      seed: of what is drawn by example; None draws nothing of the latents, and fixes the rest.
+    """
+    packed, raw = to_carrier(arrays, stage.codec, stage.patch, seed)
+    batch = stage.carry(packed)
+    if stage.link is not None and stage.told_below:
+        raw |= stage.link.train(cast(Frames, batch), seed or 0)
+    return batch, raw
 
 
 def to_carrier(
@@ -63,7 +80,9 @@ def to_carrier(
         ids=arrays["text"], segment=arrays["text_segment"], position=arrays["text_position"],
         features=arrays.get("text_features"),
     )  # fmt: skip
-    return batch, {"text": text, "fps": arrays["fps"]}
+    # Data are what no guidance makes; a student that is told of guidance hears of it elsewhere.
+    raw = {"text": text, "fps": arrays["fps"], "guidance": jnp.ones_like(arrays["fps"])}
+    return batch, raw
 
 
 def _halves(patches: Array, channels: int) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""May this config go on with that run? What changed, and what a new run takes from an old one.
+"""May this config go on with that run, and what changed?
 
 A run directory holds its resolved config. On resume, fields of `FREE` may change and are logged;
 any other change means another model or other data, and is refused with the fields named.
@@ -9,12 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from vdm_jax.config import UserError, leaves
-from vdm_jax.train.optim import path_name
-from vdm_jax.types import Params
 
 # What does not change what is learnt from what: how long, how fast, how loudly, on which machines.
 FREE = (
@@ -71,36 +68,6 @@ def check_data(old: dict[str, Any], new: dict[str, Any], workdir: str) -> None:
             f"{workdir} was trained on other data: {_listed(list(changed), changed)}. Restore the "
             f"data, or take a new --workdir with --init={workdir}."
         )
-
-
-def take_matching(target: Params, source: Params) -> tuple[Params, str]:
-    """Warm start: leaves of `source` whose path and shape fit, and a strict report of them.
-
-    Raises:
-      UserError: not one leaf fits.
-    """
-    offered = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(source)}
-    taken, missing, misfit = [], [], []
-
-    def choose(path, leaf):
-        name = path_name(path)
-        if name not in offered:
-            missing.append(name)
-            return leaf
-        if offered[name].shape != leaf.shape:
-            misfit.append(f"{name} {offered[name].shape} -> {leaf.shape}")
-            return leaf
-        taken.append(name)
-        return offered[name].astype(leaf.dtype)
-
-    params = jax.tree_util.tree_map_with_path(choose, target)
-    if not taken:
-        raise UserError("not one parameter of the --init run fits this model by name and shape.")
-    unused = sorted(offered.keys() - set(taken) - {line.split(" ")[0] for line in misfit})
-    lines = [f"taken: {len(taken)} of {len(taken) + len(missing) + len(misfit)} parameters"]
-    for title, names in (("new", missing), ("other shape", misfit), ("left over", unused)):
-        lines += [f"{title}: {name}" for name in names]
-    return params, "\n".join(lines)
 
 
 def _listed(paths: list[str], changed: dict[str, tuple[Any, Any]], most: int = 5) -> str:

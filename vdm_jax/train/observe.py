@@ -11,8 +11,9 @@ import numpy as np
 
 from data_pipeline.text import Tokenizer
 from vdm_jax.parallel.place import whole
-from vdm_jax.pipeline import Pipeline, Request, capacity_of
-from vdm_jax.train.feed import to_carrier
+from vdm_jax.pipeline import Pipeline, capacity_of
+from vdm_jax.requests import Request
+from vdm_jax.train.feed import to_stage
 from vdm_jax.train.log import Writer
 from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
@@ -51,7 +52,7 @@ class Validation:
 
         @jax.jit
         def errors(params, arrays, t):
-            batch, raw = to_carrier(arrays, run.stage.codec, run.stage.patch)
+            batch, raw = to_stage(arrays, run.stage)
             return run.objective.errors(run.stage, params, batch, raw, run.seed, t)
 
         self.errors = errors

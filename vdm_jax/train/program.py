@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,15 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.denoiser import Denoiser
+from vdm_jax.objectives.denoise import Network
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.place import abstract, batch_sharding, unbox
 from vdm_jax.parallel.rules import Rules, table
 from vdm_jax.train import state as states
-from vdm_jax.train.feed import to_carrier
+from vdm_jax.train.feed import to_stage
 from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
 from vdm_jax.train.step import make_step
-from vdm_jax.types import Metrics
+from vdm_jax.types import Metrics, Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class Program:
     """Attributes:
     abstract: shapes, dtypes and shardings of the whole state.
     batch_sharding: of arrays (microbatches, rows, ...): rows over `data` and `fsdp`.
+    frozen: shapes, dtypes and shardings of the weights of the objective's frozen `networks`.
     """
 
     mesh: jax.sharding.Mesh
@@ -38,7 +42,15 @@ class Program:
     batch_sharding: jax.sharding.NamedSharding
     rules: Rules
     jitted_init: Callable[[], TrainState]
-    jitted_step: Any  # (state, arrays) -> (state, metrics), of jax.jit
+    jitted_step: Any  # (state, arrays, frozen) -> (state, metrics), of jax.jit
+    frozen: Params = dataclasses.field(default_factory=dict)
+    networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def weights(self) -> Params:
+        """Of the frozen networks, read and placed when they are first asked for."""
+        read = {name: network.weights()["params"] for name, network in self.networks.items()}
+        return jax.device_put(read, jax.tree.map(lambda leaf: leaf.sharding, self.frozen))
 
     def init(self) -> TrainState:
         with self.ambient():
@@ -47,17 +59,17 @@ class Program:
     def step(self, state: TrainState, arrays: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
         """One update; `state` is donated."""
         with self.ambient():
-            return self.jitted_step(state, arrays)
+            return self.jitted_step(state, arrays, self.weights)
 
     def lower(self, state: TrainState, arrays: Mapping[str, Any]) -> jax.stages.Lowered:
         """The step before the compiler, for concrete or abstract arguments."""
         with self.ambient():
-            return self.jitted_step.lower(state, arrays)
+            return self.jitted_step.lower(state, arrays, self.frozen)
 
     def trace(self, state: TrainState, arrays: Mapping[str, Any]) -> jax.stages.Traced:
         """The step before it is lowered, for whatever platform."""
         with self.ambient():
-            return self.jitted_step.trace(state, arrays)
+            return self.jitted_step.trace(state, arrays, self.frozen)
 
     @contextlib.contextmanager
     def ambient(self) -> Iterator[None]:
@@ -74,18 +86,23 @@ class Program:
 
 def initialise(run: Run) -> TrainState:
     """A fresh state, its parameters boxed with logical axis names; traced, never run eagerly."""
+    params = {"params": parameters(run, run.stage.denoiser)}
+    return states.create(params, run.optimizer.transform(), run.ema)
+
+
+def parameters(run: Run, denoiser: Denoiser) -> Params:
+    """Those of a denoiser of this run's data, fresh and boxed."""
     arrays = jax.tree.map(jnp.asarray, run.blank_arrays(1))
-    batch, raw = to_carrier(arrays, run.stage.codec, run.stage.patch)
+    batch, raw = to_stage(arrays, run.stage)
     at = run.stage.process.on(batch).level(jnp.full((*batch.examples.valid.shape, 1), 0.5))
     key = jax.random.fold_in(jax.random.key(run.seed), np.uint32(0x1417))
-    params = run.stage.denoiser.init(key, batch, at, raw, method="start")
-    return states.create({"params": params["params"]}, run.optimizer.transform(), run.ema)
+    return denoiser.init(key, batch, at, raw, method="start")["params"]
 
 
 def condition_features(run: Run, params: Any) -> dict[str, int]:
     """Features of a token of each condition's token set; traced, never run."""
     arrays = jax.tree.map(jnp.asarray, run.blank_arrays(1))
-    batch, raw = to_carrier(arrays, run.stage.codec, run.stage.patch)
+    batch, raw = to_stage(arrays, run.stage)
     denoiser = run.stage.denoiser
 
     def condition(params: Any) -> Any:
@@ -110,6 +127,8 @@ def make_program(run: Run, devices: Sequence[jax.Device] | None = None) -> Progr
     boxed = jax.eval_shape(lambda: initialise(run))
     whole = abstract(boxed, mesh, rules)
     placed = jax.tree.map(lambda leaf: leaf.sharding, whole)
+    networks = run.objective.frozen
+    frozen = jax.eval_shape(lambda: {n: parameters(run, x.denoiser) for n, x in networks.items()})
     step = make_step(run.stage, run.objective, run.optimizer.transform(), run.seed)
 
     init = jax.jit(lambda: unbox(initialise(run)), out_shardings=placed)
@@ -120,4 +139,6 @@ def make_program(run: Run, devices: Sequence[jax.Device] | None = None) -> Progr
         rules=rules,
         jitted_init=init,
         jitted_step=jax.jit(step, donate_argnums=0, out_shardings=(placed, None)),
+        frozen=abstract(frozen, mesh, rules),
+        networks=networks,
     )

@@ -16,7 +16,7 @@ import numpy as np
 
 from vdm_jax.batch import unpack
 from vdm_jax.parallel.place import whole
-from vdm_jax.train.feed import to_carrier
+from vdm_jax.train.feed import to_stage
 from vdm_jax.train.run import Run
 
 TIMES = (0.5, 0.8)
@@ -44,9 +44,9 @@ def reconstruct(
 
     @jax.jit
     def look(params, arrays, t):
-        batch, raw = to_carrier(arrays, run.stage.codec, run.stage.patch)
+        batch, raw = to_stage(arrays, run.stage)
         shape = (*batch.examples.valid.shape, 1)
-        at = run.stage.process.on(batch).level(jnp.full(shape, t))
+        at = run.stage.learnt_process(params).on(batch).level(jnp.full(shape, t))
         eps = run.stage.prior(batch.keys(run.seed, "reconstruction"), batch)
         x_t = run.stage.process.noise(batch.x, eps, jax.tree.map(batch.spread, at))
         denoiser = run.stage.denoiser

@@ -20,8 +20,10 @@ from vdm_jax.kernels import ulysses
 from vdm_jax.objectives.denoise import Objective
 from vdm_jax.parallel.mesh import sizes_of
 from vdm_jax.parallel.rules import TABLES, mesh_axes
+from vdm_jax.requests import size_problems
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import Optimizer
+from vdm_jax.train.surgery import Inherit
 from vdm_jax.types import Count, Natural
 
 
@@ -46,6 +48,7 @@ class Run:
       rules: name of the table that maps logical axes to mesh axes (`parallel/rules.py`).
       skip_limit: so many non-finite steps in a row end the run with exit code 5.
       validation_rows: rows of the held-out batch; 0 for none.
+      inherit: where its first weights come from; None begins afresh, or where `--init` says.
       credit: whose pictures the data are; written below the run's own picture.
       wandb: arguments of `wandb.init` (project, name ...) to log there too.
     """
@@ -69,6 +72,7 @@ class Run:
     sample_every: Natural = 0
     prompts: tuple[Prompt, ...] = ()
     skip_limit: Count = 20
+    inherit: Inherit | None = None
     credit: str = ""
     wandb: Mapping[str, str] | None = None
     knobs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -76,6 +80,7 @@ class Run:
     def problems(self, devices: int) -> list[str]:
         """Everything wrong with this run on so many devices, one sentence each."""
         found = self.stage.problems()
+        found += self.objective.problems(self.stage) if not found else []
         try:
             data, fsdp, seq, tensor = sizes_of(self.mesh, devices)
         except UserError as error:
@@ -107,6 +112,8 @@ class Run:
             found.append("validate_every needs validation_rows and data.holdout above 0.")
         if self.sample_every and not self.prompts:
             found.append("sample_every needs prompts.")
+        if self.stage.link is not None and self.prompts:
+            found.append("a stage that is told of the one below makes no prompts; leave them out.")
         for index, prompt in enumerate(self.prompts):
             size = (prompt.frames, prompt.height, prompt.width)
             found += [f"prompts[{index}]: {line}" for line in size_problems(self.stage, size)]
@@ -183,16 +190,3 @@ class Run:
         width = self.stage.text.width if self.stage.text else self.data.capacity.text_width
         blank = rows.blank(dataclasses.replace(self.data.capacity, text_width=width))
         return {name: np.stack([leaf] * count) for name, leaf in blank.items()}
-
-
-def size_problems(stage: Stage, size: tuple[int, int, int]) -> list[str]:
-    """Why a video of (frames, height, width) cannot be made by this stage; nearest legal size."""
-    found = []
-    names = ("frames", "height", "width")
-    units = [s * p for s, p in zip(stage.codec.stride, stage.patch, strict=True)]
-    for axis, (name, value, unit) in enumerate(zip(names, size, units, strict=True)):
-        # Time may be any length: patches are padded at the front and the padding is cut off.
-        if value < 1 or (axis > 0 and value % unit):
-            near = max(unit, round(value / unit) * unit)
-            found.append(f"{name} is {value}; it must be a multiple of {unit}, such as {near}.")
-    return found

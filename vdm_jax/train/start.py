@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from data_pipeline.text import Tokenizer
-from vdm_jax.config import UserError, build, from_json, problems, refuse, to_json
+from vdm_jax.config import UserError, build, from_json, problems, refuse, spec, to_json
 from vdm_jax.parallel.chips import peak_flops
 from vdm_jax.parallel.hosts import Hosts
 from vdm_jax.parallel.place import row_share
@@ -38,6 +38,7 @@ from vdm_jax.train.program import (
 from vdm_jax.train.reconstruct import Reconstruction, reconstruct
 from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
+from vdm_jax.train.surgery import Inherit, average
 from vdm_jax.train.work import Work
 
 TIMED_STEPS = 20
@@ -67,8 +68,8 @@ class Start:
         """Raises: UserError, before anything is compiled or written, for every mistake."""
         profile = Profile.parse(self.profile, self.folder / "profile")
         config, changed = self._settle(config)
-        self._check_origin()
         run = check(config)
+        self._check_origin(run)
         self._check_hosts(config, run)
         program = make_program(run)
         row_share(program.mesh)  # a mesh that processes cannot feed is said before it compiles
@@ -128,23 +129,24 @@ class Start:
                     "what they are; take a new --workdir.",
                     code=4,
                 )
-            return config, {}
+            return named(config, self.init), {}
         for flag, value in (("--init", self.init), ("--fork", self.fork)):
             if value:
                 raise UserError(
                     f"{self.workdir} already holds a run; {flag} needs a new --workdir."
                 )
         old = from_json((self.folder / "config.json").read_text())
+        if old.get("inherit") and not (config.inherit and config.inherit.run):
+            config = named(config, old.inherit.run)  # where it began is said once
         new = from_json(to_json(config))
         if self.minutes:  # the number of steps was fixed when the run began
             config.steps = new.steps = old.steps
         return config, lineage.check_resume(old, new, self.workdir)
 
-    def _check_origin(self) -> None:
-        """Raises: UserError if there is nothing at --init or --fork, before anything is built."""
-        if self.init:
-            with Checkpoints(Path(self.init) / "checkpoints") as other:
-                newest_of(other, self.init)
+    def _check_origin(self, run: Run) -> None:
+        """Raises: UserError if there is nothing at --init or --fork, before anything compiles."""
+        if run.inherit and run.inherit.run and not self._resumes:
+            run.inherit.find()
         if self.fork:
             folder, step, _ = parse_fork(self.fork)
             with Checkpoints(Path(folder) / "checkpoints") as other:
@@ -165,16 +167,15 @@ class Start:
         if self.fork:
             return self._forked(run, program, self.fork)
         state = program.init()
-        if not self.init:
+        if not (run.inherit and run.inherit.run):
             return state, Position(), {}
-        with Checkpoints(Path(self.init) / "checkpoints") as other:
-            step = newest_of(other, self.init)
-            source = other.restore_numpy(step, ("ema",))["ema"]
-        params, report = lineage.take_matching(state.params, next(iter(source.values())))
-        self.console.print(report)
+        step = run.inherit.find()
+        params, report = run.inherit(state.params, average(run.inherit.run, step))
+        self.console.print(report, soft_wrap=True, markup=False)
         params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, state.params))
         ema = {rate: jax.tree.map(jax.numpy.copy, params) for rate in state.ema}
-        return state.replace(params=params, ema=ema), Position(), {"init": self.init, "step": step}
+        origin = {"init": run.inherit.run, "step": step}
+        return state.replace(params=params, ema=ema), Position(), origin
 
     def _forked(self, run: Run, program: Program, fork: str):
         folder, step, averaged = parse_fork(fork)
@@ -296,11 +297,13 @@ def parse_fork(text: str) -> tuple[str, int, bool]:
     return found[1], int(found[2]), bool(found[3])
 
 
-def newest_of(checkpoints: Checkpoints, folder: str) -> int:
-    step = checkpoints.newest()
-    if step is None:
-        raise UserError(f"'{folder}' has no checkpoint.", code=4)
-    return step
+def named(config: ConfigDict, run: str | None) -> ConfigDict:
+    """`config`, its first weights those of `run`, if that is given."""
+    if run and config.inherit:
+        config.inherit.run = run
+    elif run:
+        config.inherit = spec(Inherit, run=run)
+    return config
 
 
 def position_of(meta: Mapping[str, Any]) -> Position:

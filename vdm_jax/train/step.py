@@ -8,33 +8,40 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core import FrozenDict
 
 from vdm_jax.objectives.denoise import Objective
 from vdm_jax.stage import Stage
 from vdm_jax.train import state as states
-from vdm_jax.train.feed import to_carrier
+from vdm_jax.train.feed import to_stage
 from vdm_jax.train.state import TrainState
-from vdm_jax.types import Metrics
+from vdm_jax.types import Metrics, Params
+
+NONE: Params = FrozenDict()
 
 
 def make_step(
     stage: Stage, objective: Objective, transform: optax.GradientTransformation, seed: int
-) -> Callable[[TrainState, Mapping[str, Any]], tuple[TrainState, Metrics]]:
-    """A function (state, arrays with leading axis of microbatches) -> (state, metrics).
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """A function (state, arrays with leading axis of microbatches, frozen) -> (state, metrics).
+
+    `frozen` are the weights of the objective's frozen networks by name.
 
     Losses and weights are summed over microbatches (and, by the sharded sums, over devices) before
     the one division, so k microbatches equal one batch and rows of unlike fill count rightly.
     """
 
-    def loss(params, arrays):
-        batch, raw = to_carrier(arrays, stage.codec, stage.patch, seed)
-        total, weight, metrics = objective(stage, params, batch, raw, seed)
+    def loss(params, frozen, arrays):
+        batch, raw = to_stage(arrays, stage, seed)
+        total, weight, metrics = objective(stage, {**params, **frozen}, batch, raw, seed)
         return total, (weight, metrics)
 
-    def step(state: TrainState, arrays: Mapping[str, Any]) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, arrays: Mapping[str, Any], frozen: Params = NONE
+    ) -> tuple[TrainState, Metrics]:
         def accumulate(carry, microbatch):
             (total, (weight, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
-                state.params, microbatch
+                state.params, frozen, microbatch
             )
             summed = jax.tree.map(jnp.add, carry, (grads, total, weight))
             return summed, metrics
@@ -60,5 +67,8 @@ def make_step(
 
 
 def _over_microbatches(name: str, values: jax.Array) -> jax.Array:
-    """Maxima stay maxima; everything else objectives report is a sum."""
-    return values.max(0) if name.startswith("max_") else values.sum(0)
+    """Maxima stay maxima and means means; everything else objectives report is a sum."""
+    kind = name.partition("_")[0]
+    if kind == "max":
+        return values.max(0)
+    return values.mean(0) if kind == "mean" else values.sum(0)

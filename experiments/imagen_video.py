@@ -1,0 +1,241 @@
+"""Imagen Video: seven stages, from words to 128 frames of 768 x 1280.
+
+What     a base model that attends in time, and six that enlarge, three in time and three in space,
+         which convolve in it; each is told of the video below by its channels, with noise on it and
+         the time of that noise; v-prediction, a cosine schedule, images packed beside videos.
+Paper    Ho et al., "Imagen Video: High Definition Video Generation with Diffusion Models" (2022).
+         From it: the stages' sizes and rates, what acts in time where, which stages attend in
+         space, v-prediction, noise on the condition, joint training on images, guidance that
+         oscillates with dynamic thresholding for the base and the first two stages in space, 256
+         steps of the base and 128 of the others. ASSUMED: every width and depth, chosen to come
+         near the published sizes, which therefore prove nothing; attention in space in the
+         stages in time; that the last one, which cannot attend, is told the text as one vector;
+         the text encoder, which the paper freezes (T5-XXL): here one is trained along, or
+         `stage.text` names a frozen one.
+
+         stage   frames, size       published      here
+         base    16 x 24 x 40       5.6 B
+         time1   32 x 24 x 40       1.7 B
+         space1  32 x 48 x 80       1.4 B
+         space2  32 x 192 x 320     1.2 B
+         time2   64 x 192 x 320     780 M
+         time3   128 x 192 x 320    630 M
+         space3  128 x 768 x 1280   340 M
+
+Command  python -m vdm_jax train --config=experiments/imagen_video.py:base --workdir=runs/iv/base
+             --config.knobs.manifest=... --config.mesh.fsdp=-1           and so for every stage
+         python -m vdm_jax sample runs/iv/base runs/iv/time1 ... runs/iv/space3 --prompt="..."
+             --frames=128 --height=768 --width=1280 --fps=24 --out=samples
+Variant  smoke-base, smoke-time, smoke-space: 8 x 16 x 16 at half the rate, 16 x 16 x 16 and
+         16 x 32 x 32, trained in half an hour on a CPU: `make cascade`. Stages are trained each by
+         itself.
+Result   see docs/cascade.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from vdm_jax.config import spec
+from vdm_jax.denoiser import Denoiser, ScaledTime
+from vdm_jax.diffusion.grids import Linspace
+from vdm_jax.diffusion.guides import Constant, DynamicThreshold, Guidance, Oscillating, Threshold
+from vdm_jax.diffusion.parameterization import V
+from vdm_jax.diffusion.prior import Prior
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.sample import Sampler
+from vdm_jax.diffusion.schedule import Cosine
+from vdm_jax.diffusion.steppers import Ancestral, Ddim
+from vdm_jax.diffusion.times import Within
+from vdm_jax.links import Augment, EveryFrame, Link, Strided
+from vdm_jax.nets.clip import HeadWidth
+from vdm_jax.nets.relative import T5Bias
+from vdm_jax.nets.spatial import Norm
+from vdm_jax.nets.temporal import Attention, Convolutions, Temporal
+from vdm_jax.stage import Stage
+from vdm_jax.train.run import Prompt
+
+GAIN = 0.5**0.5  # Saharia et al. (2022), appendix B
+SNR_3 = 1 / 3  # the time at which a cosine's signal to noise ratio is 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """One stage. `attend` are the levels that attend in space; `factor` and `stride` what it
+    enlarges, in space and in time; `window` frames are trained on at a time."""
+
+    window: int
+    size: tuple[int, int]
+    width: int
+    mults: tuple[int, ...]
+    blocks: tuple[int, ...]
+    attend: tuple[int, ...] = ()
+    head: int = 64
+    groups: int = 32
+    factor: int = 1
+    stride: int = 1
+    skip: int = 1  # of the data's frames every how manieth is seen
+    steps: int = 128
+    resample: str = "before"
+
+
+STAGES = {
+    "base": Sizes(
+        window=16, size=(24, 40), width=768, mults=(1, 2, 3, 4), blocks=(3, 3, 3, 3),
+        attend=(1, 2, 3), skip=8, steps=256, resample="after",
+    ),
+    "time1": Sizes(
+        window=32, size=(24, 40), width=448, mults=(1, 2, 3, 4), blocks=(3, 3, 3, 3),
+        attend=(1, 2, 3), stride=2, skip=4, resample="after",
+    ),
+    "space1": Sizes(
+        window=32, size=(48, 80), width=320, mults=(1, 2, 3, 4), blocks=(2, 4, 6, 6),
+        attend=(2, 3), factor=2, skip=4,
+    ),
+    "space2": Sizes(
+        window=32, size=(192, 320), width=192, mults=(1, 2, 4, 6), blocks=(2, 4, 8, 8),
+        attend=(3,), factor=4, skip=4,
+    ),
+    "time2": Sizes(
+        window=64, size=(192, 320), width=160, mults=(1, 2, 4, 6), blocks=(2, 4, 8, 8),
+        attend=(3,), stride=2, skip=2,
+    ),
+    "time3": Sizes(
+        window=128, size=(192, 320), width=128, mults=(1, 2, 4, 6), blocks=(2, 4, 8, 8),
+        attend=(3,), stride=2,
+    ),
+    # Fully convolutional: trained on crops, sampled at 768 x 1280.
+    "space3": Sizes(
+        window=128, size=(256, 256), width=160, mults=(1, 2, 3, 4), blocks=(2, 4, 6, 6), factor=4,
+    ),
+    "smoke-base": Sizes(
+        window=8, size=(16, 16), width=64, mults=(1, 2), blocks=(1, 2), attend=(1,), head=32,
+        groups=8, skip=2, steps=32,
+    ),
+    "smoke-time": Sizes(
+        window=16, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
+        stride=2, steps=16,
+    ),
+    "smoke-space": Sizes(
+        window=16, size=(32, 32), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
+        factor=2, steps=16,
+    ),
+}  # fmt: skip
+SMOKE_STEPS = {"smoke-base": 1200, "smoke-time": 500, "smoke-space": 600}
+PROMPTS = (
+    "a red circle moving right over a plain dark background",
+    "a blue square moving down over light stripes",
+    "a yellow triangle growing over a dark gradient",
+    "a photo of a green cross over dark checks",
+)
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    name = base.variant("base" if arg in (None, "") else arg, (*STAGES, "smoke"))
+    name = "smoke-base" if name == "smoke" else name
+    smoke = name.startswith("smoke")
+    usual = {
+        "manifest": "data/cascade/manifest",
+        "seed": 0,
+        "steps": SMOKE_STEPS.get(name, 400_000),
+        "learning_rate": 2e-3 if smoke else 1e-4,
+        "text_drop": 0.1,
+        "guidance": 4.0,
+        "augmentation": 0.1 if smoke else SNR_3,
+    }
+    knobs = ConfigDict(usual)
+    sizes = STAGES[name]
+    first = sizes.factor == sizes.stride == 1
+    data = base.frames_data(
+        knobs,
+        frames=sizes.window,
+        size=sizes.size,
+        rows=8 if smoke else 256,
+        images=0 if smoke or sizes.stride > 1 else 8,
+        stride=sizes.skip,
+        # A still has no frames between its own.
+        where="n_frames > 1" if sizes.stride > 1 else "",
+        words=32 if smoke else 128,
+        block=512 if smoke else 4096,
+    )
+    prompts = tuple(
+        spec(Prompt, text=text, frames=1 if "photo" in text else 8, height=16, width=16, fps=4)
+        for text in PROMPTS
+    )
+    more = {"prompts": prompts if smoke and first else ()}
+    return base.frames_run(
+        knobs, stage=_stage(name, sizes, knobs, smoke), data=data, smoke=smoke, **more
+    )
+
+
+def _stage(name: str, sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDict:
+    first = sizes.factor == sizes.stride == 1
+    width = 4 * sizes.width
+    length, vocab = (32, base.SMALL_VOCAB) if smoke else (128, 32_128)
+    text = {"vocab": vocab, "length": length, "drop": knobs.get_ref("text_drop")}
+    signals = (base.text_vector(width=width, **text),)
+    if not smoke and sizes.attend:
+        signals += (base.text_tokens(width=1024, **text),)
+    if not first:
+        signals += base.told_below(width)
+    denoiser = spec(
+        Denoiser, backbone=_unet(sizes, first, smoke), parameterization=spec(V), signals=signals,
+        time_input=spec(ScaledTime),
+    )  # fmt: skip
+    return spec(
+        Stage,
+        denoiser=denoiser,
+        process=spec(Process, schedule=spec(Cosine)),
+        prior=spec(Prior),
+        sampler=_sampler(name, sizes, knobs),
+        patch=(1, *sizes.size),
+        link=None if first else _link(sizes, knobs),
+    )
+
+
+def _link(sizes: Sizes, knobs: ConfigDict) -> ConfigDict:
+    select = spec(Strided, stride=sizes.stride) if sizes.stride > 1 else spec(EveryFrame)
+    augment = spec(
+        Augment,
+        process=spec(Process, schedule=spec(Cosine)),
+        times=spec(Within, high=0.5),
+        at=knobs.get_ref("augmentation"),
+    )
+    return spec(Link, select=select, factor=sizes.factor, augment=augment)
+
+
+def _unet(sizes: Sizes, first: bool, smoke: bool) -> ConfigDict:
+    in_time = spec(Convolutions, count=1, norm=spec(Norm, groups=sizes.groups, scope="clip"))
+    if first:
+        in_time = spec(Attention, heads=spec(HeadWidth, features=sizes.head), relative=spec(T5Bias))
+    return base.unet(
+        width=sizes.width,
+        mults=sizes.mults,
+        blocks=sizes.blocks,
+        attend=sizes.attend,
+        head=sizes.head,
+        groups=sizes.groups,
+        temporal=(spec(Temporal, part=in_time, at="after_attention"),),
+        cross=() if smoke else ("text",),
+        smoke=smoke,
+        gain=GAIN,
+        resample=sizes.resample,
+    )
+
+
+def _sampler(name: str, sizes: Sizes, knobs: ConfigDict) -> ConfigDict:
+    smoke = name.startswith("smoke")
+    scale = spec(Constant, value=knobs.get_ref("guidance"))
+    clipped = spec(Threshold) if smoke else spec(DynamicThreshold)
+    if name in ("base", "space1"):
+        scale = spec(Oscillating, high=15.0, low=1.0, constant=sizes.steps // 10)
+    guides = (spec(Guidance, scales=(scale,)), clipped)
+    if name in ("smoke-time", "smoke-space"):
+        guides = (clipped,)
+    return spec(
+        Sampler, stepper=spec(Ddim) if smoke else spec(Ancestral), grid=spec(Linspace),
+        steps=sizes.steps, guides=guides,
+    )  # fmt: skip
