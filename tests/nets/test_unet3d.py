@@ -109,11 +109,15 @@ def prepared(parts, **changes):
 
 
 EVERY = tuple(sorted(PARTS))
+# All of them take long to compile.
+SETS = {"two": ("attention", "convolutions"), "every": EVERY}
+BOTH = pytest.mark.parametrize("parts", ["two", pytest.param("every", marks=pytest.mark.slow)])
 
 
-def test_an_example_is_the_same_alone_and_among_others():
+@BOTH
+def test_an_example_is_the_same_alone_and_among_others(parts):
     """Laws 2 and 3: what else lies in a row, and nan in its padding, change nothing."""
-    apply, params = prepared(EVERY)
+    apply, params = prepared(SETS[parts])
     together = apply(params, *rows(((0, 3), (1, 1), (2, 1)), ((3, 5),), filler=np.nan))
     alone = apply(params, *rows(((0, 3),), ((3, 5),), filler=np.nan))
     np.testing.assert_allclose(together[0, :3], alone[0, :3], atol=2e-5)
@@ -122,8 +126,9 @@ def test_an_example_is_the_same_alone_and_among_others():
     assert np.abs(together[0, :5]).min((1, 2, 3)).max() > 0
 
 
-def test_no_gradient_passes_between_examples():
-    network, (_, params) = unet(*EVERY), prepared(EVERY)
+@BOTH
+def test_no_gradient_passes_between_examples(parts):
+    network, (_, params) = unet(*SETS[parts]), prepared(SETS[parts])
     batch, time, cond = rows(((0, 3), (1, 1), (2, 2)))
 
     def out(x):
@@ -133,9 +138,10 @@ def test_no_gradient_passes_between_examples():
     assert np.all(slope[:3] > 0) and np.all(slope[3:] == 0)
 
 
-def test_time_is_no_matter_to_a_still():
+@BOTH
+def test_time_is_no_matter_to_a_still(parts):
     """A still in a video model is that still in the image model with the same weights."""
-    apply, params = prepared(EVERY)
+    apply, params = prepared(SETS[parts])
     plain, _ = prepared(())
     spatial_only = {"params": without_time(params["params"])}
     given = rows(((0, 1), (1, 1), (2, 1)))
@@ -154,7 +160,7 @@ def without_time(params):
     }
 
 
-QUICK = {"attention", "pseudo3d"}
+QUICK = {"pseudo3d"}
 INFLATED = [part for part in EVERY if part != "shift"]  # which has nothing to learn
 
 
@@ -349,6 +355,7 @@ def test_attention_to_words_alone_is_numpy_s():
         np.testing.assert_allclose(found[0, frame].reshape(4, 4), truth, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_modelscope_has_its_published_size():
     """Spatial and temporal parameters of UNet3DConditionModel: 1,411,233,860 in all, of which
     865,910,724 are Stable Diffusion 2.1's."""

@@ -111,7 +111,7 @@ def test_divided_equals_single(rules):
     # Pictures: as many as a device has, its share of channels in them; nowhere those of others.
     assert f"f32[{pictures},{SIDE},{SIDE},{hidden}]" in text
     assert f"f32[{share},{frames},{SIDE},{SIDE},{WIDTH}]" in text
-    whole = rf"f32\[\d+,{FRAMES},{SIDE},{SIDE},({hidden}|{WIDTH})\]"
+    whole = rf"f32\[{share},{FRAMES},{SIDE},{SIDE},({hidden}|{WIDTH})\]"
     assert (re.search(whole, text) is None) == (sizes["seq"] > 1)
     assert f"f32[{len(LAYOUT)},{frames},{SIDE},{SIDE}," not in text
     # Time: places of all frames.
