@@ -1,6 +1,7 @@
 """Law 10: imports obey the layers, files and functions stay small, the twins agree to the bit."""
 
 import ast
+import tomllib
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -94,6 +95,17 @@ def test_no_cycles():
 
     for name in graph:
         visit(name, [])
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "tests" / "mutants").glob("*.toml")), ids=lambda path: path.stem
+)
+def test_mutants_break_what_is_there(path):
+    """What a mutant changes occurs once, and the test that must fail exists."""
+    mutant = tomllib.loads(path.read_text())
+    assert (ROOT / mutant["file"]).read_text().count(mutant["old"]) == 1
+    file, _, test = mutant["test"].partition("::")
+    assert f"def {test.split('[')[0]}(" in (ROOT / file).read_text() if test else True
 
 
 @pytest.mark.parametrize("patch", [(1, 2, 2), (2, 4, 4), (3, 1, 5)])
