@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from data_pipeline.blocks import EXAMPLE
-from experiments import sora
-from vdm_jax.config import build
+from experiments import imagen_video, sora
+from vdm_jax.config import UserError, build
 from vdm_jax.nets.remat import REMAT
 from vdm_jax.plan import work
-from vdm_jax.plan.machine import evaluations
+from vdm_jax.plan.machine import evaluations, make_plan
 from vdm_jax.plan.mix import STAND_IN, Mix, arrays, mix_of
 from vdm_jax.plan.products import kernels, products
+from vdm_jax.plan.topology import LOCAL, topology
 from vdm_jax.train.program import make_program
 
 
@@ -172,6 +173,12 @@ def test_a_sampler_s_evaluations():
     assert evaluations(stage) == 2 * stage.sampler.steps
     plain = dataclasses.replace(stage.sampler, guides=())
     assert evaluations(dataclasses.replace(stage, sampler=plain)) == stage.sampler.steps
+
+
+def test_what_cannot_be_counted_is_refused_before_it_is_compiled():
+    run = build(imagen_video.get_config("smoke-base"))
+    with pytest.raises(UserError, match="a DiT, but the backbone is a UNet3D"):
+        make_plan(run, topology(LOCAL))
 
 
 def test_a_missing_manifest_has_a_stand_in():

@@ -121,6 +121,7 @@ def make_plan(
     """
     if what not in WHAT:
         raise UserError(f"--what is '{what}'; it must be {' or '.join(WHAT)}.")
+    counted.backbone(run)
     _check(run, machine)
     mix = mix_of(run.data) if mix is None else mix
     program = make_program(run, machine.devices)
