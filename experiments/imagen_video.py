@@ -123,7 +123,7 @@ STAGES = {
         factor=2, steps=16,
     ),
 }  # fmt: skip
-SMOKE_STEPS = {"smoke-base": 1200, "smoke-time": 500, "smoke-space": 600}
+SMOKE_STEPS = {"smoke-base": 1000, "smoke-time": 350, "smoke-space": 400}
 PROMPTS = (
     "a red circle moving right over a plain dark background",
     "a blue square moving down over light stripes",

@@ -44,7 +44,9 @@ class ImageUNet:
       middle: what stands between the two residual blocks of the middle.
       norm, time, gain: of the residual blocks (`spatial.ResBlock`).
       resample: 'after' the blocks of each level but the last (Ho et al. 2020), or 'before' those
-        of every level, the first too, which is cheaper (Saharia et al. 2022, appendix B).
+        of every level, the first too, which is cheaper (Saharia et al. 2022, appendix B). The first
+        convolution's pictures then join the last one's: noise is as fine as a pixel, and a network
+        that is to predict it must be able to pass it on.
       dropout: of the residual blocks, in training.
       channels_out: of what is predicted.
     """
@@ -212,7 +214,9 @@ class UNet3D(nn.Module):
         x = jnp.where(there, x, 0)
         x = by_frame(Convolution(image.width, (PATCH, EMBED), dtype=self.dtype, name="conv_in")(x))
         x = insert(self.temporal, clip, 0, self.dtype, "after_conv_in", x)
-        x = self._levels(x, clip)
+        first, x = x, self._levels(x, clip)
+        if image.resample == "before":
+            x = jnp.concatenate([x, first * image.gain], axis=-1)
         x = nn.silu(image.norm("norm_out")(x, clip))
         out = Convolution(image.channels_out, (EMBED, PATCH), start=ZERO, name="conv_out")(x)
         return jnp.where(there, out, 0)
