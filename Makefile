@@ -80,7 +80,6 @@ bunny: setup
 	$(PY) -m vdm_jax sample $(RUN) --prompts=$(DATA)/manifest/captions.txt --frames=8 --height=24 --width=40 --out=$(RUN)/samples
 	@ls -1 $(RUN)/loss.png $(RUN)/summary.json
 
-# Steps that take less than half an hour on two cores, sampling included.
 CASCADE := data/cascade
 STAGES  := base time space
 cascade: setup

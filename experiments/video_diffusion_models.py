@@ -15,7 +15,7 @@ Command  python -m vdm_jax train --config=experiments/video_diffusion_models.py 
          python -m vdm_jax sample runs/vdm --prompt="..." --frames=64 --out=long
          python -m vdm_jax sample runs/vdm --below=small-videos --out=large
 Variant  small; size: trained super-resolution; smoke: seconds on a CPU, for tests.
-Result   smoke only. What guidance does is measured on it in docs/cascade.md.
+Result   smoke only.
 """
 
 from __future__ import annotations
