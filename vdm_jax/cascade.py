@@ -1,6 +1,6 @@
 """Cascades: stages that each make a better video of the one before.
 
-    load_all(["runs/base", "runs/frames", "runs/size"])(requests)
+    pipeline.load_all(["runs/base", "runs/frames", "runs/size"])(requests)
 
 A request is for the last stage; what the stages below it are asked follows from the links. A stage
 that would add nothing to a still, as there are no frames between its frames, lets it pass.
@@ -16,27 +16,57 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import numpy as np
 
 from vdm_jax.config import UserError
-from vdm_jax.pipeline import Made, Pipeline, Video, load, read
-from vdm_jax.requests import Request
+from vdm_jax.requests import Capacity, Made, Request, Video
+from vdm_jax.stage import Stage
 
 Videos = dict[int, Video | None]  # by the number of the request
 
 
+class Maker(Protocol):
+    """A stage that makes videos: what a cascade asks of `pipeline.Pipeline`."""
+
+    @property
+    def stage(self) -> Stage: ...
+
+    @property
+    def capacity(self) -> Capacity: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def config(self) -> str: ...
+
+    def __call__(
+        self, requests: Sequence[Request], below: Sequence[Video] | None = None
+    ) -> Iterator[Made]: ...
+
+    def on(self, devices: Sequence[jax.Device]) -> Self:
+        """With its weights on these devices."""
+
+    def override(
+        self,
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        augmentation: float | None = None,
+    ) -> Self: ...
+
+
 class Stretch(Protocol):
-    def __call__(self, pipeline: Pipeline, number: int, videos: Videos) -> Videos:
+    def __call__(self, maker: Maker, number: int, videos: Videos) -> Videos:
         """What stage `number` makes of the videos of the one below."""
 
 
 class Placement(Protocol):
     def __call__(
-        self, stages: Sequence[Pipeline], stretch: Stretch, groups: Sequence[Videos]
+        self, stages: Sequence[Maker], stretch: Stretch, groups: Sequence[Videos]
     ) -> Iterator[Videos]:
         """Groups of videos through all stages."""
 
@@ -46,7 +76,7 @@ class Turns:
     """Every stage on the same devices, one after another; the others' weights wait on the host."""
 
     def __call__(
-        self, stages: Sequence[Pipeline], stretch: Stretch, groups: Sequence[Videos]
+        self, stages: Sequence[Maker], stretch: Stretch, groups: Sequence[Videos]
     ) -> Iterator[Videos]:
         for number, stage in enumerate(stages):
             here = stage.on(jax.local_devices()[:1])
@@ -63,7 +93,7 @@ class Apart:
     """
 
     def __call__(
-        self, stages: Sequence[Pipeline], stretch: Stretch, groups: Sequence[Videos]
+        self, stages: Sequence[Maker], stretch: Stretch, groups: Sequence[Videos]
     ) -> Iterator[Videos]:
         devices = jax.local_devices()
         if len(devices) < len(stages):
@@ -91,7 +121,8 @@ class Apart:
                 yield end.result() if isinstance(end, Future) else end
 
 
-PLACEMENTS: dict[str, Placement] = {"turns": Turns(), "apart": Apart()}
+TURNS = Turns()
+PLACEMENTS: dict[str, Placement] = {"turns": TURNS, "apart": Apart()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +131,8 @@ class Cascade:
     stages: the first makes videos of words alone.
     """
 
-    stages: tuple[Pipeline, ...]
-    placement: Placement = Turns()
+    stages: tuple[Maker, ...]
+    placement: Placement = TURNS
 
     @property
     def digest(self) -> str:
@@ -119,7 +150,7 @@ class Cascade:
         """
         asked = self.asked(requests)
 
-        def stretch(pipeline: Pipeline, number: int, videos: Videos) -> Videos:
+        def stretch(maker: Maker, number: int, videos: Videos) -> Videos:
             wanted = asked[number]
             mine = [index for index in videos if not self._passes(number, wanted[index])]
             if number:
@@ -127,7 +158,7 @@ class Cascade:
             if not mine:
                 return videos
             below = [videos[index] for index in mine] if number else None
-            made = pipeline([wanted[index] for index in mine], below)  # type: ignore[arg-type]
+            made = maker([wanted[index] for index in mine], below)  # type: ignore[arg-type]
             return videos | {mine[place]: video for place, video in made}
 
         size = max(1, self.stages[0].capacity.rows)
@@ -178,15 +209,3 @@ class Cascade:
         """Whether a still is already what this stage would make of it."""
         link = self.stages[number].stage.link
         return link is not None and request.frames == 1 and link.size(*request.size) == request.size
-
-
-def load_all(
-    workdirs: Sequence[str | Path], *, step: int | None = None, placement: Placement = Turns()
-) -> Pipeline | Cascade:
-    """The pipeline of a run, or the cascade of several, the first stage first.
-
-    Raises: UserError, as `pipeline.load`.
-    """
-    if len(workdirs) == 1:
-        return load(workdirs[0], step=step)
-    return Cascade(tuple(read(one, step=step) for one in workdirs), placement)

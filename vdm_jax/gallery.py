@@ -23,8 +23,8 @@ from rich.progress import track
 from data_pipeline.encode import write_mp4
 from vdm_jax.cascade import Cascade
 from vdm_jax.config import UserError
-from vdm_jax.pipeline import Made, Pipeline, Video
-from vdm_jax.requests import Request
+from vdm_jax.pipeline import Pipeline
+from vdm_jax.requests import Made, Request, Video
 
 CELL = 160  # pixels of one video's longer side on the sheet
 LINE, LINES, LETTERS = 11, 3, 28  # of a caption above it: pixels a line, lines, letters a line

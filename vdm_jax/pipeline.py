@@ -21,6 +21,7 @@ import numpy as np
 
 from data_pipeline.text import Tokenizer
 from vdm_jax.batch import Examples, Frames, Packed, as_packed, unpack
+from vdm_jax.cascade import TURNS, Cascade, Placement
 from vdm_jax.compiled import Traced
 from vdm_jax.cond import Cond, Text
 from vdm_jax.config import UserError, build, from_json
@@ -28,15 +29,23 @@ from vdm_jax.diffusion.sample import sample
 from vdm_jax.features import encoder_hash
 from vdm_jax.links import Link
 from vdm_jax.parallel.place import whole
-from vdm_jax.requests import TEXT_PARTS, Capacity, Desk, Job, Request, check, groups, room_for
+from vdm_jax.requests import (
+    TEXT_PARTS,
+    Capacity,
+    Desk,
+    Job,
+    Made,
+    Request,
+    Video,
+    check,
+    groups,
+    room_for,
+)  # fmt: skip
 from vdm_jax.signals import drop_all
 from vdm_jax.stage import Stage
 from vdm_jax.texts import encode
 from vdm_jax.types import Params
 from vdm_jax.windows import Part, Windows
-
-Video = np.ndarray  # uint8 (t h w c)
-Made = tuple[int, Video | None]  # a request's index; no video where it has values of no number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +294,15 @@ def load(workdir: str | Path, *, step: int | None = None, rate: str | None = Non
     """The pipeline of a run, its weights on the devices that are the default; see `read`."""
     made = read(workdir, step=step, rate=rate)
     return dataclasses.replace(made, params=jax.tree.map(jnp.asarray, made.params))
+
+
+def load_all(
+    workdirs: Sequence[str | Path], *, step: int | None = None, placement: Placement = TURNS
+) -> Pipeline | Cascade:
+    """The pipeline of a run, or the cascade of several, the first stage first; see `read`."""
+    if len(workdirs) == 1:
+        return load(workdirs[0], step=step)
+    return Cascade(tuple(read(one, step=step) for one in workdirs), placement)
 
 
 def read(workdir: str | Path, *, step: int | None = None, rate: str | None = None) -> Pipeline:

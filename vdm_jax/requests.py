@@ -17,6 +17,8 @@ from data_pipeline.text import Tokenizer
 from vdm_jax.config import UserError
 from vdm_jax.stage import Stage
 
+Video = np.ndarray  # uint8 (t h w c)
+Made = tuple[int, Video | None]  # a request's index; no video where it has values of no number
 TEXT_PARTS = ("ids", "segment", "position")
 LANES = 128  # lengths of packed rows are rounded up to whole ones of it
 

@@ -27,8 +27,9 @@ from PIL import Image
 from data_pipeline import generated
 from data_pipeline.exam import load, read_scenes
 from data_pipeline.judge import look
-from vdm_jax.cascade import Cascade, load_all
+from vdm_jax.cascade import Cascade
 from vdm_jax.links import Link
+from vdm_jax.pipeline import load_all
 from vdm_jax.requests import Request
 
 SWEEP = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)

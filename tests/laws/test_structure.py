@@ -14,9 +14,9 @@ LAYERS = (
     {"batch", "cond", "kernels"},
     {"diffusion", "nets", "parallel"},
     {"signals", "codecs", "texts", "denoiser"},
-    {"objectives", "stage", "links", "windows"},
+    {"objectives", "stage", "links", "windows", "requests", "cascade"},
     {"train", "evals", "interop", "pipeline", "gallery", "features", "captions", "compiled"}
-    | {"plan", "requests", "cascade"},
+    | {"plan"},
     {"cli", "__main__"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

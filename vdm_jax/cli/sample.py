@@ -60,8 +60,9 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise UserError(f"unknown argument '{rest[0]}'; see vdm sample --help.")
     requests = [] if args.below else plan(args)
     from vdm_jax import compiled
-    from vdm_jax.cascade import PLACEMENTS, load_all
+    from vdm_jax.cascade import PLACEMENTS
     from vdm_jax.gallery import write_all
+    from vdm_jax.pipeline import load_all
 
     compiled.remember()
     made = load_all(args.workdir, step=args.step, placement=PLACEMENTS[args.place])
