@@ -113,7 +113,7 @@ STAGES = {
         window=128, size=(256, 256), width=160, mults=(1, 2, 3, 4), blocks=(2, 4, 6, 6), factor=4,
     ),
     "smoke-base": Sizes(
-        window=8, size=(16, 16), width=64, mults=(1, 2), blocks=(1, 2), attend=(1,), head=32,
+        window=8, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 2), attend=(1,), head=32,
         groups=8, skip=2, steps=32,
     ),
     "smoke-time": Sizes(
@@ -125,7 +125,7 @@ STAGES = {
         factor=2, steps=16,
     ),
 }  # fmt: skip
-SMOKE_STEPS = {"smoke-base": 1000, "smoke-time": 350, "smoke-space": 400}
+SMOKE_STEPS = {"smoke-base": 1500, "smoke-time": 350, "smoke-space": 400}
 PROMPTS = (
     "a red circle moving right over a plain dark background",
     "a blue square moving down over light stripes",
@@ -154,7 +154,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         knobs,
         frames=sizes.window,
         size=sizes.size,
-        rows=8 if smoke else 256,
+        rows=16 if smoke else 256,
         images=0 if smoke or sizes.stride > 1 else 8,
         stride=sizes.skip,
         # A still has no frames between its own.
