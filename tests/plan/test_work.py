@@ -1,7 +1,9 @@
 """Operations against closed forms, brute force over tokens, and the program itself."""
 
 import dataclasses
+import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from data_pipeline.blocks import EXAMPLE
 from experiments import imagen_video, sora
 from vdm_jax.config import UserError, build
+from vdm_jax.kernels import attend, everywhere
 from vdm_jax.nets.remat import REMAT
 from vdm_jax.plan import work
 from vdm_jax.plan.machine import evaluations, make_plan
@@ -176,9 +179,82 @@ def test_a_sampler_s_evaluations():
 
 
 def test_what_cannot_be_counted_is_refused_before_it_is_compiled():
-    run = build(imagen_video.get_config("smoke-base"))
-    with pytest.raises(UserError, match="a DiT, but the backbone is a UNet3D"):
+    run = flagship()
+    strange = run.stage.denoiser.clone(backbone=nn.Dense(3))
+    run = dataclasses.replace(run, stage=dataclasses.replace(run.stage, denoiser=strange))
+    with pytest.raises(UserError, match="a DiT or a UNet3D, but the backbone is a Dense"):
         make_plan(run, topology(LOCAL))
+
+
+def unet(**image):
+    """A smoke run of one level, all of whose pictures are as large: 8 frames of 16 x 16."""
+    config = imagen_video.get_config("smoke-base")
+    config.knobs.manifest = "nowhere"
+    config.data.rows = 8
+    sizes = {"mults": (1,), "blocks": (1,), "resample": "after", "follow": (None,), **image}
+    for name, value in sizes.items():
+        config.stage.denoiser.backbone.image[name] = value
+    return build(config)
+
+
+def test_a_unets_products_by_hand():
+    """Every kernel once for every place: a pixel, a frame or an example."""
+    run = unet(middle=None)
+    run = dataclasses.replace(run, stage=dataclasses.replace(run.stage, denoiser=without_time(run)))
+    program = make_program(run, jax.devices()[:1])
+    whole, product = work.traced(run, program)
+    kernels = jax.tree_util.tree_leaves_with_path(program.abstract.params["params"]["backbone"])
+    wanted, pixels, frames, slots = 0, 8 * 16 * 16, 8, run.data.segments
+    for path, leaf in kernels:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if name.endswith("kernel"):
+            places = pixels
+            if re.search(r"^(time|vector)/", name):
+                places = slots
+            elif name.endswith("time/kernel"):
+                places = frames
+            wanted += 2 * leaf.size * places
+    wanted += 2 * frames * slots * 4 * run.stage.denoiser.backbone.width  # each frame its time
+    assert whole == wanted and product == 0
+
+
+def without_time(run):
+    """Nothing that acts in time: what is left is one picture's network."""
+    backbone = run.stage.denoiser.backbone
+    return run.stage.denoiser.clone(backbone=backbone.clone(temporal=()))
+
+
+def test_a_unets_attention_by_hand():
+    """256 x 256 pairs in each of 8 frames, where the CPU takes the kernel; 8 x 8 at each of 256
+    places in time are dense, and products like others."""
+    run = unet()
+    program = make_program(run, jax.devices()[:1])
+    _, product = work.traced(run, program)
+    width = run.stage.denoiser.backbone.width
+    assert product == 2 * 8 * 256**2 * width  # the middle's
+    rows = rows_of([8], [8])
+    made = work.forward(run, rows, program, 128)
+    assert made.blocks is None and made.product == 2 * product
+
+
+def test_attention_is_by_one_backend_everywhere_inside():
+    x, ids = jnp.ones((1, 256, 2, 8)), jnp.ones((1, 256), jnp.int32)
+    counted = []
+    for backend in ("dense", "chunked"):
+        with everywhere(backend):
+            made = jax.make_jaxpr(lambda: attend(x, x, x, q_group=ids, kv_group=ids))()
+        counted.append(products(made))
+    assert counted == [2 * 2 * 256**2 * 2 * 8, 0]
+
+
+def test_a_unet_is_planned_for_this_machine():
+    """From its config to the figures of a training step."""
+    run = unet()
+    plan = make_plan(run, topology(LOCAL))
+    fill = plan.tokens / (run.data.rows * run.data.tokens)
+    assert plan.work.blocks is None and 0 < fill <= 1 and plan.fits
+    # Backwards twice as much as forwards, of whole rows; attention's kernel computes a bit more.
+    assert plan.work.executed * fill == pytest.approx(plan.work.useful, rel=0.1)
 
 
 def test_a_missing_manifest_has_a_stand_in():

@@ -17,6 +17,6 @@
 Every pattern of attention is a group id per token; see `attend`.
 """
 
-from vdm_jax.kernels.attend import BACKENDS, attend, choose
+from vdm_jax.kernels.attend import BACKENDS, attend, choose, everywhere
 
-__all__ = ["BACKENDS", "attend", "choose"]
+__all__ = ["BACKENDS", "attend", "choose", "everywhere"]

@@ -11,9 +11,11 @@ Scores and softmax are fp32 whatever the inputs. Backends differ in time and mem
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import jax
 from jaxtyping import Array, Float, Int
@@ -41,7 +43,18 @@ SPLASH_FROM, FUSED_FROM = splash.BLOCK**2, (4 * fused.BLOCK) ** 2
 # Elsewhere dense runs until its scores, kept for the backward pass, fill this many bytes.
 SCORE_BYTES = 2**31
 
+_everywhere: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
 _log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def everywhere(backend: str) -> Iterator[None]:
+    """What is traced inside attends by this backend, where a call names none."""
+    before = _everywhere.set(backend)
+    try:
+        yield
+    finally:
+        _everywhere.reset(before)
 
 
 def attend(
@@ -68,6 +81,7 @@ def attend(
       UserError: no such backend, one that takes no bias is given one, or 'ulysses' for heads that
         do not divide.
     """
+    backend = backend or _everywhere.get()
     if backend is not None and backend not in (*BACKENDS, *WAYS):
         raise UserError(
             f"there is no attention '{backend}'.{suggestion(backend, (*BACKENDS, *WAYS))}"

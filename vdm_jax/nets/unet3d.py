@@ -185,6 +185,10 @@ class UNet3D(nn.Module):
     carrier = Frames
 
     @property
+    def width(self) -> int:
+        return self.image.width
+
+    @property
     def unit(self) -> int:
         """Height and width are whole multiples of it."""
         return 2 ** (self.image.levels - (self.image.resample == "after"))

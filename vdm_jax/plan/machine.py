@@ -173,14 +173,13 @@ def judge(
 ) -> Plan:  # fmt: skip
     """Everything that follows from a traced and compiled step."""
     mine = Mix(mix.rows[:rows], mix.source)
-    remat = counted.backbone(run).remat
-    options: dict[str, Any] = dict(
-        products=products(traced.jaxpr), block=BLOCK, devices=program.row_devices
-    )
+    once = counted.forward(run, mine, program, BLOCK)
+    options: dict[str, Any] = dict(products=products(traced.jaxpr), devices=program.row_devices)
     if what == "train":
-        work = counted.of_training(run, mine, remat=remat, **options)
+        remat = counted.backbone(run).remat
+        work = counted.of_training(run, mine, once, remat=remat, **options)
     else:
-        work = counted.of_sampling(run, mine, evaluations=evaluations(run.stage), **options)
+        work = counted.of_sampling(run, mine, once, evaluations=evaluations(run.stage), **options)
     devices, module = len(machine.devices), compiled.module
     moved = collectives(module) if module else ()
     traffic = memory_bytes(module) if module else 0.0

@@ -1,7 +1,7 @@
 """Which mesh, remat and rows per device: every choice compiled, ranked by useful tokens a second.
 
     mesh    data x fsdp, and with the rules for it tensor or seq, in powers of two
-    remat   the names of `nets/dit.py`
+    remat   the names of `nets/remat.py`
     rows    of a microbatch on each device; the rows of a step stay as the config has them
 
 Each choice is compiled in a process of its own: a compiler that dies takes one choice with it.

@@ -61,8 +61,9 @@ def _operations(plan: Plan) -> Table:
     table.add_row("useful FLOPs", f"{work.useful:.4g}", COUNTED)
     table.add_row("executed: products", f"{work.products:.4g}", COUNTED)
     table.add_row("executed: attention", f"{work.attention:.4g}", COUNTED)
-    table.add_row("attention, blocks visited over needed", f"{work.blocks:.3f}", COUNTED)
-    table.add_row("attention, pairs computed over useful", f"{work.pairs:.3f}", COUNTED)
+    if work.blocks is not None:
+        table.add_row("attention, blocks visited over needed", f"{work.blocks:.3f}", COUNTED)
+        table.add_row("attention, pairs computed over useful", f"{work.pairs:.3f}", COUNTED)
     table.add_row("slowest device over mean", f"{work.straggler:.3f}", COUNTED)
     table.add_row("memory traffic of a device", f"{plan.traffic / 1e9:,.1f} GB", COMPILER)
     if plan.cycles:

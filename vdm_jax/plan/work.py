@@ -5,6 +5,10 @@
     executed   every matrix product of the traced step (padding, text, the optimizer and whatever
                is recomputed with it), and attention block by block as the kernel visits them
 
+Of a backbone whose work is not written down, a UNet, a forward pass is traced twice, with
+attention's kernels and with dense attention instead: `useful` is the share of the latter that is
+no padding, and attention's is the difference, whole, as no block is skipped.
+
 A visited block of b x c tokens costs a product of 2 b c d operations per head, two in the forward
 pass, and in the backward pass as many as the kernel computes (its own file says: five, or seven
 where dq and (dk, dv) are found apart).
@@ -13,25 +17,31 @@ where dq and (dk, dv) are found apart).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vdm_jax.batch import Examples, Packed
 from vdm_jax.config import UserError
+from vdm_jax.kernels import everywhere
 from vdm_jax.kernels.blocks import meets
 from vdm_jax.nets.cost import multiply_adds
 from vdm_jax.nets.dit import DiT
 from vdm_jax.nets.patterns import cross_groups
 from vdm_jax.nets.registers import insert
+from vdm_jax.nets.unet3d import UNet3D
 from vdm_jax.plan.mix import Mix
+from vdm_jax.plan.products import products
+from vdm_jax.train.feed import to_stage
+from vdm_jax.train.program import Program
 from vdm_jax.train.run import Run
 
 FORWARD = 2
 BACKWARD = 7  # of the kernel for TPUs, `kernels/splash.py`
-# How often attention's forward pass runs in a training step under each remat of `nets/dit.py`.
+# How often attention's forward pass runs in a training step under each `nets.remat.REMAT`.
 FORWARDS = {"none": 1, "attention": 1, "offload": 1, "dots": 2, "full": 2}
 LOOKED_AT = 32  # rows whose blocks are counted; the others are like them
 
@@ -63,15 +73,16 @@ class Work:
     Attributes:
       useful: FLOPs; products, attention: executed FLOPs.
       pairs, blocks: of self-attention, executed over ideal: pairs of the visited blocks over
-        those of the examples, and visited blocks over those that hold a pair.
+        those of the examples, and visited blocks over those that hold a pair; None where
+        attention was counted whole.
       straggler: attention of the slowest device over the mean.
     """
 
     useful: float
     products: float
     attention: float
-    pairs: float
-    blocks: float
+    pairs: float | None
+    blocks: float | None
     straggler: float
 
     @property
@@ -79,19 +90,74 @@ class Work:
         return self.products + self.attention
 
 
-def backbone(run: Run) -> DiT:
-    """Raises: UserError, a backbone whose attention cannot be counted."""
+class Forward(NamedTuple):
+    """FLOPs of a step's forward pass: useful; of one of attention's two products, executed; and
+    the blocks of self-attention, where they were counted."""
+
+    useful: float
+    product: float
+    blocks: Attention | None
+
+
+def backbone(run: Run) -> DiT | UNet3D:
+    """Raises: UserError, a backbone that cannot be counted."""
     found = run.stage.denoiser.backbone
-    if not isinstance(found, DiT):
+    if not isinstance(found, DiT | UNet3D):
         raise UserError(
-            f"plan counts the work of a DiT, but the backbone is a {type(found).__name__}."
+            "plan counts the work of a DiT or a UNet3D, but the backbone is a "
+            f"{type(found).__name__}."
         )
+    return found
+
+
+def forward(run: Run, mix: Mix, program: Program, block: int) -> Forward:
+    """Args: block, tokens of the blocks of attention's kernel."""
+    if isinstance(backbone(run), DiT):
+        return Forward(useful(run, mix), *attention(run, mix, block))
+    whole, product = traced(run, program)
+    rows = len(mix.rows)
+    return Forward(whole * mix.tokens / run.data.tokens, product * rows, None)
+
+
+def traced(run: Run, program: Program) -> tuple[float, float]:
+    """FLOPs of one row's forward pass, its text encoder left out: (all, those of one of the two
+    products of attention's kernels)."""
+    rows, denoiser = run.data.rows // run.microbatches, run.stage.denoiser
+    arrays = {
+        name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
+        for name, leaf in run.blank_arrays(1).items()
+    }
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), program.abstract.params
+    )
+
+    def given(arrays: Mapping[str, Any], params: Any) -> tuple[Any, Any, Any]:
+        batch, raw = to_stage(arrays, run.stage)
+        at = run.stage.process.on(batch).level(jnp.full((*batch.examples.valid.shape, 1), 0.5))
+        return batch, at, denoiser.apply(params, raw, batch, {}, method="condition")
+
+    def network(arrays: Mapping[str, Any], params: Any) -> Any:
+        return denoiser.apply(params, *given(arrays, params))
+
+    def flops(function: Any) -> int:
+        return products(jax.make_jaxpr(function)(arrays, params))
+
+    with everywhere("dense"):
+        whole, text = flops(network), flops(given)
+    with program.ambient():
+        without = flops(network)
+    return (whole - text) / rows, (whole - without) / 2 / rows
+
+
+def _dit(run: Run) -> DiT:
+    found = backbone(run)
+    assert isinstance(found, DiT)
     return found
 
 
 def useful(run: Run, mix: Mix) -> float:
     """FLOPs of the forward pass of every example of a step."""
-    dit = backbone(run)
+    dit = _dit(run)
     grids, words = [], []
     for row in mix.rows:
         for one in row:
@@ -116,7 +182,7 @@ def attention(run: Run, mix: Mix, block: int) -> tuple[float, Attention]:
     Args:
       block: tokens of the kernel's blocks.
     """
-    dit = backbone(run)
+    dit = _dit(run)
     step = max(len(mix.rows) // LOOKED_AT, 1)
     looked = mix.rows[::step]
     totals, product = Attention(), 0.0
@@ -159,7 +225,7 @@ class _Kept:
 
 def _carriers(run: Run, row: np.ndarray) -> tuple[Packed, _Kept]:
     """One row's tokens without their values, with the network's registers."""
-    data, dit = run.data, backbone(run)
+    data, dit = run.data, _dit(run)
     n, e = data.tokens, data.segments
     segment, position = np.zeros((1, n), np.int32), np.zeros((1, n, 3), np.int32)
     grid, valid = np.zeros((1, e, 3), np.int32), np.zeros((1, e), bool)
@@ -203,32 +269,33 @@ def straggler(costs: np.ndarray, devices: int, microbatches: int) -> float:
     return float(np.mean([ratio(part, balance(part, devices)) for part in parts]))
 
 
-def of_training(run: Run, mix: Mix, *, products: int, block: int, devices: int, remat: str) -> Work:
+def of_training(
+    run: Run, mix: Mix, once: Forward, *, products: int, devices: int, remat: str
+) -> Work:
     """A training step on `devices` devices of rows; `products` of the traced step."""
-    product, self_attention = attention(run, mix, block)
     return _work(
-        run, mix, self_attention, devices,
-        useful=3 * useful(run, mix), products=products,
-        attention=product * (FORWARD * FORWARDS[remat] + BACKWARD),
+        run, mix, once, devices,
+        useful=3 * once.useful, products=products,
+        attention=once.product * (FORWARD * FORWARDS[remat] + BACKWARD),
     )  # fmt: skip
 
 
 def of_sampling(
-    run: Run, mix: Mix, *, products: int, block: int, devices: int, evaluations: int
+    run: Run, mix: Mix, once: Forward, *, products: int, devices: int, evaluations: int
 ) -> Work:
     """A call of the sampler that evaluates the network so many times."""
-    product, self_attention = attention(run, mix, block)
     return _work(
-        run, mix, self_attention, devices,
-        useful=evaluations * useful(run, mix), products=products,
-        attention=product * FORWARD * evaluations,
+        run, mix, once, devices,
+        useful=evaluations * once.useful, products=products,
+        attention=once.product * FORWARD * evaluations,
     )  # fmt: skip
 
 
-def _work(run: Run, mix: Mix, self_attention: Attention, devices: int, **flops: float) -> Work:
+def _work(run: Run, mix: Mix, once: Forward, devices: int, **flops: float) -> Work:
+    blocks = once.blocks
     return Work(
         **flops,
-        pairs=self_attention.computed / self_attention.seen,
-        blocks=self_attention.visited / self_attention.needed,
-        straggler=straggler(mix.squares, devices, run.microbatches),
+        pairs=blocks.computed / blocks.seen if blocks else None,
+        blocks=blocks.visited / blocks.needed if blocks else None,
+        straggler=straggler(mix.squares, devices, run.microbatches) if blocks else 1.0,
     )
