@@ -15,6 +15,7 @@ import pytest
 from tests.workbench import ROOT, environment
 from vdm_jax import compiled
 from vdm_jax.compiled import Traced, sweep
+from vdm_jax.train.meter import CompileCounter
 
 TWICE = """
 import json, sys
@@ -98,6 +99,16 @@ def test_what_a_function_depends_on_is_in_its_name(tmp_path, monkeypatch):
     assert twice.traced == 5
 
 
+def test_a_program_is_compiled_once_however_often_it_is_asked_for(tmp_path):
+    """Traced here, and found: each call of a sampler asks anew."""
+    x = jnp.arange(5.0)
+    for traced in (Traced(tmp_path), Traced(tmp_path)):
+        with CompileCounter() as counter:
+            for _ in range(3):
+                assert np.array_equal(traced("once", Twice()(), x)(x), 2 * np.arange(5))
+        assert sum(counter.programs.values()) == 1
+
+
 def test_a_program_of_a_mesh_is_not_taken_for_one_of_none(tmp_path):
     """What a function does may depend on the mesh it is traced under."""
     traced, x = Traced(tmp_path), jnp.arange(3.0)
@@ -118,7 +129,8 @@ def test_a_broken_file_is_made_anew(tmp_path, content):
     traced("a", twice(), x)
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:100] if content == b"half" else content)
-    assert np.array_equal(traced("a", twice(), x)(x), [0, 2, 4])
+    later = Traced(tmp_path)
+    assert np.array_equal(later("a", twice(), x)(x), [0, 2, 4])
     assert twice.traced == 2 and len(path.read_bytes()) > 100
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
