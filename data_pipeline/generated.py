@@ -238,7 +238,11 @@ def generate(
     if unseen and holdout is None:
         raise DataError("--unseen needs --holdout, the draw that says what is held out.", code=2)
     folder = Path(directory)
-    make = partial(write, folder, seed, holdout=holdout, unseen=unseen, extent=extent)
+
+    def make(index: int) -> Scene:
+        one = scene(seed, index, holdout=holdout, unseen=unseen, extent=extent)
+        return write(folder, one, seed)
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -265,17 +269,8 @@ def request(one: Scene) -> dict[str, Any]:
     return {"prompt": one.caption, **size, "fps": one.fps or 8, "seed": one.index}
 
 
-def write(
-    folder: Path,
-    seed: int,
-    index: int,
-    *,
-    holdout: int | None = None,
-    unseen: bool = False,
-    extent: Extent = SMALL,
-) -> Scene:
-    """Draw one clip and write it."""
-    one = scene(seed, index, holdout=holdout, unseen=unseen, extent=extent)
+def write(folder: Path, one: Scene, seed: int) -> Scene:
+    """Draw a scene and write it."""
     save(folder, one, render(one, seed))
     return one
 

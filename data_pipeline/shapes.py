@@ -16,7 +16,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,11 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         drawn = self.builder_config
         with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-            make = partial(generated.write, Path(folder), drawn.seed, holdout=drawn.holdout)
+
+            def make(index: int) -> generated.Scene:
+                one = generated.scene(drawn.seed, index, holdout=drawn.holdout)
+                return generated.write(Path(folder), one, drawn.seed)
+
             for one in pool.map(make, range(drawn.clips)):
                 file = Path(folder, generated.file_name(one))
                 yield (

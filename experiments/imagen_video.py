@@ -43,19 +43,29 @@ from experiments import base
 from vdm_jax.config import spec
 from vdm_jax.denoiser import Denoiser, ScaledTime
 from vdm_jax.diffusion.grids import Linspace
-from vdm_jax.diffusion.guides import Constant, DynamicThreshold, Guidance, Oscillating, Threshold
-from vdm_jax.diffusion.parameterization import V
+from vdm_jax.diffusion.guides import (
+    Constant,
+    DynamicThreshold,
+    Guidance,
+    Interval,
+    Oscillating,
+    Threshold,
+)
+from vdm_jax.diffusion.parameterization import X0, V
 from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
 from vdm_jax.diffusion.schedule import Cosine
 from vdm_jax.diffusion.steppers import Ancestral, Ddim
-from vdm_jax.diffusion.times import Within
+from vdm_jax.diffusion.times import Stratified, Within
+from vdm_jax.diffusion.weights import MinSnr
 from vdm_jax.links import Augment, EveryFrame, Link, Strided
 from vdm_jax.nets.clip import HeadWidth
+from vdm_jax.nets.positions import Sincos
 from vdm_jax.nets.relative import T5Bias
 from vdm_jax.nets.spatial import Norm
 from vdm_jax.nets.temporal import Attention, Convolutions, Temporal
+from vdm_jax.objectives.denoise import Denoise
 from vdm_jax.stage import Stage
 from vdm_jax.train.run import Prompt
 
@@ -125,7 +135,7 @@ STAGES = {
         factor=2, steps=16,
     ),
 }  # fmt: skip
-SMOKE_STEPS = {"smoke-base": 1500, "smoke-time": 350, "smoke-space": 400}
+SMOKE_STEPS = {"smoke-base": 1300, "smoke-time": 350, "smoke-space": 400}
 PROMPTS = (
     "a red circle moving right over a plain dark background",
     "a blue square moving down over light stripes",
@@ -144,7 +154,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "steps": SMOKE_STEPS.get(name, 400_000),
         "learning_rate": 2e-3 if smoke else 1e-4,
         "text_drop": 0.1,
-        "guidance": 4.0,
+        "guidance": 3.0 if smoke else 4.0,
         "augmentation": 0.1 if smoke else SNR_3,
     }
     knobs = ConfigDict(usual)
@@ -154,7 +164,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         knobs,
         frames=sizes.window,
         size=sizes.size,
-        rows=16 if smoke else 256,
+        rows=(16 if first else 8) if smoke else 256,
         images=0 if smoke or sizes.stride > 1 else 8,
         stride=sizes.skip,
         # A still has no frames between its own.
@@ -167,6 +177,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         for text in PROMPTS
     )
     more = {"prompts": prompts if smoke and first else ()}
+    if smoke:
+        more["objective"] = spec(Denoise, times=spec(Stratified), weight=spec(MinSnr, floor=1.0))
     return base.frames_run(
         knobs, stage=_stage(name, sizes, knobs, smoke), data=data, smoke=smoke, **more
     )
@@ -183,8 +195,8 @@ def _stage(name: str, sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDic
     if not first:
         signals += base.told_below(width)
     denoiser = spec(
-        Denoiser, backbone=_unet(sizes, first, smoke), parameterization=spec(V), signals=signals,
-        time_input=spec(ScaledTime),
+        Denoiser, backbone=_unet(sizes, first, smoke), signals=signals,
+        parameterization=spec(X0) if smoke else spec(V), time_input=spec(ScaledTime),
     )  # fmt: skip
     return spec(
         Stage,
@@ -211,7 +223,10 @@ def _link(sizes: Sizes, knobs: ConfigDict) -> ConfigDict:
 def _unet(sizes: Sizes, first: bool, smoke: bool) -> ConfigDict:
     in_time = spec(Convolutions, count=1, norm=spec(Norm, groups=sizes.groups, scope="clip"))
     if first:
-        in_time = spec(Attention, heads=spec(HeadWidth, features=sizes.head), relative=spec(T5Bias))
+        in_time = spec(
+            Attention, heads=spec(HeadWidth, features=sizes.head), relative=spec(T5Bias),
+            position=spec(Sincos, axes="t") if smoke else None,
+        )  # fmt: skip
     return base.unet(
         width=sizes.width,
         mults=sizes.mults,
@@ -234,6 +249,8 @@ def _sampler(name: str, sizes: Sizes, knobs: ConfigDict) -> ConfigDict:
     if name in ("base", "space1"):
         scale = spec(Oscillating, high=15.0, low=1.0, constant=sizes.steps // 10)
     guides = (spec(Guidance, scales=(scale,)), clipped)
+    if smoke:  # as in `demo.py`: at low noise guidance only adds grain
+        guides = (spec(Guidance, scales=(scale,)), spec(Interval, low=1.0), clipped)
     if name in ("smoke-time", "smoke-space"):
         guides = (clipped,)
     return spec(

@@ -19,10 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from tests.benchmarks.devices import keep_to_cores
 
@@ -32,13 +29,11 @@ if __name__ == "__main__":  # before a library counts the cores
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
 from diffusers import LatteTransformer3DModel
 from flax import linen as nn
-from rich.console import Console
-from rich.table import Table
 
+from tests.benchmarks.contest import Contestant, contest, in_jax, in_torch, show
 from vdm_jax.batch import Examples, Packed, patchify
 from vdm_jax.cond import Cond
 from vdm_jax.nets.cost import multiply_adds
@@ -50,15 +45,6 @@ from vdm_jax.nets.positions import Sincos
 FRAMES, SIDE, CHANNELS, PATCH, HEAD = 8, 32, 4, 2, 64
 GRID = (FRAMES, SIDE // PATCH, SIDE // PATCH)
 TIME = 500.0
-RATE, DECAY = 1e-4, 0.01
-
-
-class Contestant(NamedTuple):
-    """Calls that wait for their result; `train` makes one update and returns its loss."""
-
-    forward: Callable[[], np.ndarray]  # (n, features), tokens as ours
-    train: Callable[[], float]
-    parameters: int
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:
@@ -151,52 +137,21 @@ def ours(dit: DiT, params: dict[str, Any]) -> Contestant:
     def run(params: Any, x: jax.Array) -> jax.Array:
         return dit.apply(params, row(x), time, Cond())
 
-    optimizer = optax.adamw(RATE, weight_decay=DECAY)
-
-    def step(params: Any, state: Any, x: jax.Array, target: jax.Array) -> Any:
-        def loss(params: Any) -> jax.Array:
-            return jnp.square(run(params, x) - target).mean()
-
-        value, slope = jax.value_and_grad(loss)(params)
-        change, state = optimizer.update(slope, state, params)
-        return optax.apply_updates(params, change), state, value
-
-    forward = jax.jit(run).lower(params, x).compile()
-    # The step gives its parameters away; `forward` keeps its own.
-    held: list[Any] = [jax.tree.map(jnp.copy, params), optimizer.init(params)]
-    update = jax.jit(step, donate_argnums=(0, 1)).lower(*held, x, target).compile()
-
-    def train() -> float:
-        *held[:], value = update(*held, x, target)
-        jax.block_until_ready(held)
-        return float(value)
-
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return Contestant(lambda: np.asarray(forward(params, x))[0], train, count)
+    return in_jax(run, params, x, target)
 
 
 def theirs(model: LatteTransformer3DModel) -> Contestant:
     x, target = (torch.tensor(v).permute(3, 0, 1, 2)[None].contiguous() for v in inputs())
     time, caption = torch.tensor([TIME]), torch.zeros((1, 1, 1))
     parts = {n: p for n, p in model.named_parameters() if not n.startswith("caption_projection")}
-    optimizer = torch.optim.AdamW(parts.values(), lr=RATE, weight_decay=DECAY, fused=True)
 
     def run() -> torch.Tensor:
         return model(x, time, caption, return_dict=False)[0]
 
-    def forward() -> np.ndarray:
-        with torch.inference_mode():
-            video = run()[0].permute(1, 2, 3, 0).numpy()
-        return np.asarray(tokens(video))[0]
+    def shown(video: np.ndarray) -> np.ndarray:
+        return np.asarray(tokens(video[0].transpose(1, 2, 3, 0)))
 
-    def train() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = torch.square(run() - target).mean()
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
-
-    return Contestant(forward, train, sum(p.numel() for p in parts.values()))
+    return in_torch(run, parts.values(), target, shown)
 
 
 def measure(width: int, blocks: int, rounds: int, backend: str | None) -> dict[str, Any]:
@@ -208,32 +163,8 @@ def measure(width: int, blocks: int, rounds: int, backend: str | None) -> dict[s
     )  # fmt: skip
     model = latte(width, blocks)
     both = {"ours": ours(dit, carried(model)), "PyTorch": theirs(model)}
-    outputs = [one.forward() for one in both.values()]
-    taken: dict[str, dict[str, list[tuple[float, float]]]] = {"forward": {}, "train": {}}
-    losses: dict[str, list[float]] = {name: [] for name in both}
-    for turn in range(rounds + 1):
-        for what, times in taken.items():
-            for name, one in both.items():
-                start, busy = time.perf_counter(), time.process_time()
-                found = getattr(one, what)()
-                spent = time.perf_counter() - start, time.process_time() - busy
-                if turn:  # the first is warm-up
-                    times.setdefault(name, []).append(spent)
-                if what == "train":
-                    losses[name].append(found)
-    pairs = zip(*losses.values(), strict=True)
-    return dict(
-        parameters={name: one.parameters for name, one in both.items()},
-        forward_flops=2 * multiply_adds(dit, [GRID])[0],
-        threads=torch.get_num_threads(),
-        output_difference=float(abs(outputs[0] - outputs[1]).max() / abs(outputs[1]).max()),
-        loss_difference=max(abs(a - b) / b for a, b in pairs),
-        seconds={
-            f"{what}, {clock}": {k: statistics.median(v[i] for v in spent)
-                                 for k, spent in times.items()}
-            for what, times in taken.items() for i, clock in enumerate(("wall", "processor"))
-        },
-    )  # fmt: skip
+    flops = 2 * multiply_adds(dit, [GRID])[0]
+    return contest(both, rounds, ("forward", "train")) | {"forward_flops": flops}
 
 
 def main() -> None:
@@ -249,22 +180,7 @@ def main() -> None:
     if options.json:
         print(json.dumps(found))
         return
-    counts, flops = found["parameters"], found["forward_flops"]
-    table = Table(
-        title=f"{counts['ours']:,} parameters ({counts['PyTorch']:,} in PyTorch), "
-        f"{flops / 1e9:.0f} GFLOP forward, {found['threads']} threads"
-    )
-    for name in ("fp32, seconds", "ours", "PyTorch", "times as fast as PyTorch"):
-        table.add_column(name, justify="left" if name.startswith("fp32") else "right")
-    for what, times in found["seconds"].items():
-        a, b = times["ours"], times["PyTorch"]
-        table.add_row(what, f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}")
-    console = Console(width=100)
-    console.print(table)
-    console.print(
-        f"Outputs differ by {found['output_difference']:.1e} of the largest, losses of "
-        f"{options.rounds + 1} steps by {found['loss_difference']:.1e}."
-    )
+    show(found, f", {found['forward_flops'] / 1e9:.0f} GFLOP forward")
 
 
 if __name__ == "__main__":

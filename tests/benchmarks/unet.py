@@ -23,9 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import time
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from tests.benchmarks.devices import keep_to_cores
@@ -36,13 +33,11 @@ if __name__ == "__main__":  # before a library counts the cores
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import torch
 from diffusers import UNet3DConditionModel
 from flax import linen as nn
-from rich.console import Console
-from rich.table import Table
 
+from tests.benchmarks.contest import Contestant, contest, in_jax, in_torch, show, timed
 from vdm_jax.batch import Examples, Frames
 from vdm_jax.cond import Cond, Tokens
 from vdm_jax.nets import spatial, temporal
@@ -53,16 +48,6 @@ from vdm_jax.nets.unet3d import ImageUNet, UNet3D
 SIDE, CHANNELS, HEAD, WORDS, TEXT = 32, 4, 32, 77, 256
 MULTS = (1, 2, 4, 4)
 TIME = 500.0
-RATE, DECAY = 1e-4, 0.01
-Step = Callable[[], Any]
-
-
-class Contestant(NamedTuple):
-    """Calls that wait for their result; `train` makes one update and returns its loss."""
-
-    forward: Callable[[], np.ndarray]  # (f h w c)
-    train: Callable[[], float]
-    parameters: int
 
 
 class Sizes(NamedTuple):
@@ -233,66 +218,18 @@ def ours(net: UNet3D, params: dict[str, Any], sizes: Sizes, lengths: tuple[int, 
     def run(params: Any, x: jax.Array) -> jax.Array:
         return net.apply(params, *row(x, lengths, text))[0]
 
-    optimizer = optax.adamw(RATE, weight_decay=DECAY)
-
-    def step(params: Any, state: Any, x: jax.Array, target: jax.Array) -> Any:
-        def loss(params: Any) -> jax.Array:
-            return jnp.square(run(params, x) - target).mean()
-
-        value, slope = jax.value_and_grad(loss)(params)
-        change, state = optimizer.update(slope, state, params)
-        return optax.apply_updates(params, change), state, value
-
-    forward, update = jax.jit(run), jax.jit(step, donate_argnums=(0, 1))
-    # The step gives its parameters away; `forward` keeps its own.
-    held: list[Any] = [jax.tree.map(jnp.copy, params), optimizer.init(params)]
-
-    def train() -> float:
-        *held[:], value = update(*held, x, target)
-        jax.block_until_ready(held)
-        return float(value)
-
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    return Contestant(lambda: np.asarray(forward(params, x)), train, count)
+    return in_jax(run, params, x, target)
 
 
 def theirs(model: UNet3DConditionModel, sizes: Sizes) -> Contestant:
     x, target, text = map(torch.tensor, inputs(sizes))
     x, target = (v.permute(3, 0, 1, 2)[None].contiguous() for v in (x, target))
     time, text = torch.tensor([TIME]), text[None]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
 
     def run() -> torch.Tensor:
         return model(x, time, text, return_dict=False)[0]
 
-    def forward() -> np.ndarray:
-        with torch.inference_mode():
-            return run()[0].permute(1, 2, 3, 0).numpy()
-
-    def train() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = torch.square(run() - target).mean()
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
-
-    return Contestant(forward, train, sum(p.numel() for p in model.parameters()))
-
-
-def timed(steps: Mapping[str, Step], rounds: int) -> dict[str, dict[str, float]]:
-    """Median seconds of each, run in turn: {'wall' or 'processor': {name: seconds}}."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for turn in range(rounds + 1):
-        for name, step in steps.items():
-            start, busy = time.perf_counter(), time.process_time()
-            step()
-            if turn:  # the first is warm-up
-                spent = time.perf_counter() - start, time.process_time() - busy
-                taken[name].append(spent)
-    return {
-        clock: {name: statistics.median(v[i] for v in spent) for name, spent in taken.items()}
-        for i, clock in enumerate(("wall", "processor"))
-    }
+    return in_torch(run, model.parameters(), target, lambda v: v[0].transpose(1, 2, 3, 0))
 
 
 def against(sizes: Sizes, rounds: int, what: str) -> dict[str, Any]:
@@ -301,14 +238,7 @@ def against(sizes: Sizes, rounds: int, what: str) -> dict[str, Any]:
     net, model = network(sizes), modelscope(sizes)
     params = carried(model)
     both = {"ours": ours(net, params, sizes, (sizes.frames,)), "PyTorch": theirs(model, sizes)}
-    steps: dict[str, Step] = {name: getattr(one, what) for name, one in both.items()}
-    first, second = (np.asarray(step()) for step in steps.values())
-    return dict(
-        parameters={name: one.parameters for name, one in both.items()},
-        threads=torch.get_num_threads(),
-        difference=float(abs(first - second).max() / abs(second).max()),
-        seconds=timed(steps, rounds),
-    )
+    return contest(both, rounds, (what,))
 
 
 def joint(sizes: Sizes, rounds: int) -> dict[str, Any]:
@@ -347,26 +277,7 @@ def main() -> None:
     elif options.what == "joint":
         show_joint(found)
     else:
-        show(options.what, found)
-
-
-def show(what: str, found: dict[str, Any]) -> None:
-    counts = found["parameters"]
-    table = Table(
-        title=f"{counts['ours']:,} parameters ({counts['PyTorch']:,} in PyTorch), "
-        f"{found['threads']} threads"
-    )
-    for name in ("fp32, seconds", "ours", "PyTorch", "times as fast as PyTorch"):
-        table.add_column(name, justify="left" if name.startswith("fp32") else "right")
-    for clock, times in found["seconds"].items():
-        a, b = times["ours"], times["PyTorch"]
-        table.add_row(f"{what}, {clock}", f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}")
-    console = Console(width=100)
-    console.print(table)
-    console.print(
-        f"Both compute one function: what they give first differs by {found['difference']:.1e} of "
-        "the largest number in it."
-    )
+        show(found)
 
 
 def show_joint(found: dict[str, Any]) -> None:

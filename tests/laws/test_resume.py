@@ -57,6 +57,7 @@ def test_another_seed_is_another_run(tmp_path, manifest, straight):
     assert all(ours[step] != theirs[step] for step in theirs)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_75(tmp_path, manifest, straight):
     workdir = tmp_path / "run"
     words = train(workdir, manifest, f"--steps={STEPS}", "--config.save_every=100")

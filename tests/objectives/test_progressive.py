@@ -154,6 +154,7 @@ def test_the_target_is_two_steps_of_the_teacher(kind, hub, steps):
     assert loss(table) < 1e-7 and loss(table + 0.1) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_distilled_student_samples_what_its_teacher_did():
     """Twice in a row, from 8 steps to 2; the loss is quadratic in the table, so that one step of
     Newton's method is all of its training."""

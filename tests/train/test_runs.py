@@ -64,6 +64,7 @@ def test_a_fork_of_the_average(tmp_path, manifest, trained):
     assert start_line(fork)["origin"]["weights"] == "ema"
 
 
+@pytest.mark.slow
 def test_a_warm_start_says_what_it_took(tmp_path, manifest, trained):
     done = vdm(*train(tmp_path / "same", manifest, f"--init={trained}", "--steps=1"))
     taken = next(line for line in done.stderr.splitlines() if line.startswith("taken:"))
@@ -91,6 +92,7 @@ def test_held_out_loss_is_told_apart_by_noise_size_and_source(trained):
     assert found[0]["validation/source_0"] == pytest.approx(mean, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trace_is_written(tmp_path, manifest):
     workdir = tmp_path / "run"
     vdm(*train(workdir, manifest, "--steps=3", "--profile=1:2"))
@@ -118,6 +120,7 @@ def test_numbers_that_explode_end_the_run_with_5(tmp_path, manifest):
     assert "3 steps in a row" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_clip_that_went_bad_keeps_its_slot(tmp_path):
     folder = films(tmp_path / "films", count=8)
     manifest = index(folder, tmp_path / "manifest")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -82,8 +82,17 @@ def posterior_variance(now: Level, nxt: Level) -> Array:
     return nxt.sigma**2 * -jnp.expm1(-jnp.maximum(gap(now, nxt), 0))
 
 
+class _Memoryless:
+    """What steppers have in common that remember nothing; random ones, unless they say more."""
+
+    order: ClassVar[int] = 0
+
+    def init(self, batch):
+        return ()
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ddim:
+class Ddim(_Memoryless):
     """Song et al. 2021a, equation 12; `eta` 1 has the posterior's variance. Runs upward too."""
 
     eta: Fraction = 0.0
@@ -91,9 +100,6 @@ class Ddim:
     @property
     def order(self):
         return 1 if self.eta == 0 else 0
-
-    def init(self, batch):
-        return ()
 
     def step(self, denoise, draw, carry, batch, now, nxt):
         prediction = denoise(batch, now)
@@ -105,7 +111,7 @@ class Ddim:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ancestral:
+class Ancestral(_Memoryless):
     """A sample of the posterior (Ho et al. 2020, equation 6).
 
     Its log variance lies between the posterior's (0, right for data that is a point) and the
@@ -113,13 +119,6 @@ class Ancestral:
     """
 
     large: Fraction = 0.0
-
-    @property
-    def order(self):
-        return 0
-
-    def init(self, batch):
-        return ()
 
     def step(self, denoise, draw, carry, batch, now, nxt):
         prediction = denoise(batch, now)
@@ -134,7 +133,7 @@ class Ancestral:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TwoStep:
+class TwoStep(_Memoryless):
     """A deterministic step of twice the length, then noise for the way back, for distilled models
     (Ho et al. 2022, "Imagen Video", section 2.7). With r = sigma / alpha at the time 2 t' - t,
 
@@ -146,13 +145,6 @@ class TwoStep:
 
     process: Process
 
-    @property
-    def order(self):
-        return 0
-
-    def init(self, batch):
-        return ()
-
     def step(self, denoise, draw, carry, batch, now, nxt):
         prediction = denoise(batch, now)
         beyond = self.process.on(batch).level(jnp.maximum(2 * nxt.t - now.t, 0))
@@ -163,15 +155,10 @@ class TwoStep:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Euler:
+class Euler(_Memoryless):
     """(1) with x0 and eps of the present; in exact arithmetic the same as `Ddim` with eta 0."""
 
-    @property
-    def order(self):
-        return 1
-
-    def init(self, batch):
-        return ()
+    order: ClassVar[int] = 1
 
     def step(self, denoise, draw, carry, batch, now, nxt):
         prediction = denoise(batch, now)
@@ -184,15 +171,10 @@ def _increment(batch: Frames | Packed, slope: Prediction, now: Level, nxt: Level
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Heun:
+class Heun(_Memoryless):
     """(1) by the trapezium rule; Euler onto a clean level (Karras et al. 2022, algorithm 1)."""
 
-    @property
-    def order(self):
-        return 2
-
-    def init(self, batch):
-        return ()
+    order: ClassVar[int] = 2
 
     def step(self, denoise, draw, carry, batch, now, nxt):
         first = denoise(batch, now)
@@ -247,9 +229,7 @@ def _exponential(x: Array, x0: Array, now: Level, nxt: Level) -> Array:
 class DpmPp2m:
     """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2), with each cell's own history."""
 
-    @property
-    def order(self):
-        return 2
+    order: ClassVar[int] = 2
 
     def init(self, batch):
         return History.empty(batch)
@@ -268,9 +248,7 @@ class UniPc:
     evaluation that the next one needs anyway, so it still costs one evaluation a step.
     """
 
-    @property
-    def order(self):
-        return 2
+    order: ClassVar[int] = 2
 
     def init(self, batch):
         return History.empty(batch)
@@ -320,15 +298,8 @@ def _moments(z: Array) -> tuple[Array, Array]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Consistency:
+class Consistency(_Memoryless):
     """x0 and fresh noise (Song et al. 2023, algorithm 1), for a denoiser that is the whole path."""
-
-    @property
-    def order(self):
-        return 0
-
-    def init(self, batch):
-        return ()
 
     def step(self, denoise, draw, carry, batch, now, nxt):
         x0 = denoise(batch, now).x0

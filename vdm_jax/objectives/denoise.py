@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -107,16 +107,30 @@ class Denoise:
         return batch.reduce(err, "mean")
 
 
+class Attempt(NamedTuple):
+    """A network's raw output for a noisy batch, like x, and the largest attention logit."""
+
+    x_t: Array
+    eps: Array
+    out: Array
+    largest: Array
+
+
+def attempt(stage, params, batch, raw, at, noise_keys, dropped, seed=None) -> Attempt:
+    """The network at the levels `at` (b e k), with noise by `noise_keys`; see `respond`."""
+    denoiser = stage.denoiser
+    eps = stage.prior(noise_keys, batch)
+    x_t = batch.insert_known(stage.process.noise(batch.x, eps, jax.tree.map(batch.spread, at)))
+    cond = denoiser.apply(params, raw, batch, dropped, method="condition")
+    return Attempt(x_t, eps, *respond(denoiser, params, batch.replace(x=x_t), at, cond, seed))
+
+
 def _error(stage, params, batch, raw, at, noise_keys, dropped, seed=None) -> tuple[Array, Array]:
     """(squared error like x, largest attention logit)."""
-    denoiser = stage.denoiser
+    made = attempt(stage, params, batch, raw, at, noise_keys, dropped, seed)
     here = jax.tree.map(batch.spread, at)
-    eps = stage.prior(noise_keys, batch)
-    x_t = batch.insert_known(stage.process.noise(batch.x, eps, here))
-    cond = denoiser.apply(params, raw, batch, dropped, method="condition")
-    out, largest = respond(denoiser, params, batch.replace(x=x_t), at, cond, seed)
-    target = denoiser.parameterization.target(batch.x, eps, here)
-    return jnp.square(out - target), largest
+    target = stage.denoiser.parameterization.target(batch.x, made.eps, here)
+    return jnp.square(made.out - target), made.largest
 
 
 def respond(

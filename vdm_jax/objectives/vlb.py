@@ -25,12 +25,11 @@ from jaxtyping import Array
 
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.codecs import Pixels
-from vdm_jax.cond import Cond
 from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import PATHS, Level
 from vdm_jax.diffusion.times import Stratified, Times
 from vdm_jax.diffusion.weights import Vlb as VlbWeight
-from vdm_jax.objectives.denoise import Denoise, respond
+from vdm_jax.objectives.denoise import Denoise, attempt
 from vdm_jax.signals import draw_dropped
 from vdm_jax.stage import Stage
 from vdm_jax.types import Params, PerExample
@@ -87,21 +86,18 @@ class Vlb:
         t = self.times(batch.keys(seed, "time"), batch, stage.process)
         logsnr, slope, probe = _gated(stage, params, t)
         at = Level(t, logsnr, *PATHS[stage.process.path](logsnr))
-        here = jax.tree.map(batch.spread, at)
-        eps = stage.prior(batch.keys(seed, "noise"), batch)
-        x_t = stage.process.noise(batch.x, eps, here)
         dropped = draw_dropped(denoiser.signals, batch, seed)
-        cond = cast(Cond, denoiser.apply(params, raw, batch, dropped, method="condition"))
-        out, largest = respond(denoiser, params, batch.replace(x=x_t), at, cond, seed)
-        estimate = denoiser.parameterization.split(out, x_t, here)
-        diffusion = batch.spread(-slope / 2) * jnp.square(eps - estimate.eps)
+        made = attempt(stage, params, batch, raw, at, batch.keys(seed, "noise"), dropped, seed)
+        here = jax.tree.map(batch.spread, at)
+        estimate = denoiser.parameterization.split(made.out, made.x_t, here)
+        diffusion = batch.spread(-slope / 2) * jnp.square(made.eps - estimate.eps)
 
         first, last = _ends(stage, params)
         prior = jnp.exp(last) * jnp.square(batch.x) / 2
         noise = stage.prior(batch.keys(seed, "reconstruction"), batch)
         lost = -log_likelihood(batch.x, batch.x + jnp.exp(-first / 2) * noise, first)
         nats = {"diffusion": diffusion, "prior": prior, "reconstruction": lost}
-        return {name: term / BIT for name, term in nats.items()}, probe, largest
+        return {name: term / BIT for name, term in nats.items()}, probe, made.largest
 
     def errors(self, stage, params, batch, raw, seed, t):
         plain = Denoise(times=self.times, weight=VlbWeight())
