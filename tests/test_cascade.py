@@ -118,10 +118,10 @@ def test_windows_side_by_side_are_the_windows_alone(words):
     assert np.any(found[4:8] != first)
 
 
-def test_what_a_window_carries_is_known_to_the_next(words):
-    long = dataclasses.replace(
-        stage(constraints=(Keep(),), known="noised"), windows=Windows(frames=4, carry=2)
-    )
+@pytest.mark.parametrize("told", [{"constraints": (Keep(),), "known": "noised"}, {}])
+def test_what_a_window_carries_is_known_to_the_next(words, told):
+    """Followed by `Keep`, or put in place as it is."""
+    long = dataclasses.replace(stage(**told), windows=Windows(frames=4, carry=2))
     made = pipeline(long, words)
     short, longer = (videos(made([request(n, seed=5)]))[0] for n in (4, 8))
     np.testing.assert_array_equal(longer[:4], short)
