@@ -15,14 +15,14 @@ from data_pipeline.clips import LogFrames, Strides
 from data_pipeline.loaders import PackedVideo, Source
 from data_pipeline.sizes import Area, Crop
 from vdm_jax.config import UserError, spec, suggestion
-from vdm_jax.denoiser import Denoiser
+from vdm_jax.denoiser import Denoiser, ScaledTime
 from vdm_jax.diffusion.grids import Linspace, Shifted
 from vdm_jax.diffusion.guides import Constant, Guidance, Interval
 from vdm_jax.diffusion.parameterization import X0
 from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
-from vdm_jax.diffusion.schedule import Straight
+from vdm_jax.diffusion.schedule import Cosine, Straight
 from vdm_jax.diffusion.steppers import Euler
 from vdm_jax.diffusion.times import LogitNormal, Stratified
 from vdm_jax.diffusion.weights import MinSnr, Uniform
@@ -275,6 +275,27 @@ def told_below(width: int) -> tuple[ConfigDict, ConfigDict]:
         spec(Signal, key="below", slot="channels", embed=spec(Channels)),
         spec(Signal, key="augmentation", slot="vector", embed=spec(Sinusoid, width=width)),
     )
+
+
+def frames_stage(
+    *,
+    backbone: ConfigDict,
+    parameterization: ConfigDict,
+    signals: tuple[ConfigDict, ...],
+    sampler: ConfigDict,
+    size: tuple[int, int],
+    prior: ConfigDict | None = None,
+    **more,
+) -> ConfigDict:
+    """A UNet of frames of this size under a cosine schedule; `more` are fields of the stage."""
+    denoiser = spec(
+        Denoiser, backbone=backbone, parameterization=parameterization, signals=signals,
+        time_input=spec(ScaledTime),
+    )  # fmt: skip
+    return spec(
+        Stage, denoiser=denoiser, process=spec(Process, schedule=spec(Cosine)),
+        prior=prior or spec(Prior), sampler=sampler, patch=(1, *size), **more,
+    )  # fmt: skip
 
 
 def frames_run(

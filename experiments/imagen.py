@@ -29,16 +29,11 @@ from ml_collections import ConfigDict
 
 from experiments import base
 from vdm_jax.config import spec
-from vdm_jax.denoiser import Denoiser, ScaledTime
 from vdm_jax.diffusion.guides import Constant, DynamicThreshold, Guidance
 from vdm_jax.diffusion.parameterization import V
-from vdm_jax.diffusion.prior import Prior
-from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
-from vdm_jax.diffusion.schedule import Cosine
 from vdm_jax.diffusion.steppers import Ancestral
 from vdm_jax.links import Augment, Link
-from vdm_jax.stage import Stage
 
 GAIN = 0.5**0.5
 SIZES = {
@@ -95,15 +90,7 @@ def _stage(name: str, knobs: ConfigDict, smoke: bool) -> ConfigDict:
         Sampler, stepper=spec(Ancestral), steps=4 if smoke else 256,
         guides=(guidance, spec(DynamicThreshold, quantile=0.995)),
     )  # fmt: skip
-    return spec(
-        Stage,
-        denoiser=spec(
-            Denoiser, backbone=backbone, parameterization=spec(V), signals=signals,
-            time_input=spec(ScaledTime),
-        ),
-        process=spec(Process, schedule=spec(Cosine)),
-        prior=spec(Prior),
-        sampler=sampler,
-        patch=(1, side, side),
-        link=link,
+    return base.frames_stage(
+        backbone=backbone, parameterization=spec(V), signals=signals, sampler=sampler,
+        size=(side, side), link=link,
     )  # fmt: skip

@@ -41,7 +41,6 @@ from ml_collections import ConfigDict
 
 from experiments import base
 from vdm_jax.config import spec
-from vdm_jax.denoiser import Denoiser, ScaledTime
 from vdm_jax.diffusion.grids import Linspace
 from vdm_jax.diffusion.guides import (
     Constant,
@@ -52,7 +51,6 @@ from vdm_jax.diffusion.guides import (
     Threshold,
 )
 from vdm_jax.diffusion.parameterization import X0, V
-from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
 from vdm_jax.diffusion.schedule import Cosine
@@ -66,7 +64,6 @@ from vdm_jax.nets.relative import T5Bias
 from vdm_jax.nets.spatial import Norm
 from vdm_jax.nets.temporal import Attention, Convolutions, Temporal
 from vdm_jax.objectives.denoise import Denoise
-from vdm_jax.stage import Stage
 from vdm_jax.train.run import Prompt
 
 GAIN = 0.5**0.5  # Saharia et al. (2022), appendix B
@@ -194,17 +191,12 @@ def _stage(name: str, sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDic
         signals += (base.text_tokens(width=1024, **text),)
     if not first:
         signals += base.told_below(width)
-    denoiser = spec(
-        Denoiser, backbone=_unet(sizes, first, smoke), signals=signals,
-        parameterization=spec(X0) if smoke else spec(V), time_input=spec(ScaledTime),
-    )  # fmt: skip
-    return spec(
-        Stage,
-        denoiser=denoiser,
-        process=spec(Process, schedule=spec(Cosine)),
-        prior=spec(Prior),
+    return base.frames_stage(
+        backbone=_unet(sizes, first, smoke),
+        parameterization=spec(X0) if smoke else spec(V),
+        signals=signals,
         sampler=_sampler(name, sizes, knobs),
-        patch=(1, *sizes.size),
+        size=sizes.size,
         link=None if first else _link(sizes, knobs),
     )
 

@@ -22,13 +22,10 @@ from ml_collections import ConfigDict
 
 from experiments import base
 from vdm_jax.config import spec
-from vdm_jax.denoiser import Denoiser, ScaledTime
 from vdm_jax.diffusion.guides import Constant, DynamicThreshold, Guidance
 from vdm_jax.diffusion.parameterization import V
 from vdm_jax.diffusion.prior import Mixed, Prior, Progressive
-from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
-from vdm_jax.diffusion.schedule import Cosine
 from vdm_jax.diffusion.steppers import Ancestral
 from vdm_jax.diffusion.times import Stratified, Within
 from vdm_jax.diffusion.weights import Uniform
@@ -36,7 +33,6 @@ from vdm_jax.nets.clip import HeadWidth
 from vdm_jax.nets.positions import Sincos
 from vdm_jax.nets.temporal import Attention, Temporal
 from vdm_jax.objectives.denoise import Denoise
-from vdm_jax.stage import Stage
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -85,23 +81,15 @@ def _stage(factor: ConfigDict, side: int, knobs: ConfigDict, smoke: bool) -> Con
         smoke=smoke,
     )  # fmt: skip
     guidance = spec(Guidance, scales=(spec(Constant, value=knobs.get_ref("guidance")),))
-    return spec(
-        Stage,
-        denoiser=spec(
-            Denoiser,
-            backbone=backbone,
-            parameterization=spec(V),
-            signals=(
-                base.text_vector(width=4 * width, **text),
-                base.text_tokens(width=16 if smoke else 1024, **text),
-            ),
-            time_input=spec(ScaledTime),
-        ),
-        process=spec(Process, schedule=spec(Cosine)),
-        prior=spec(Prior, factor=factor),
-        sampler=spec(
-            Sampler, stepper=spec(Ancestral), steps=4 if smoke else 256,
-            guides=(guidance, spec(DynamicThreshold)),
-        ),
-        patch=(1, side, side),
+    signals = (
+        base.text_vector(width=4 * width, **text),
+        base.text_tokens(width=16 if smoke else 1024, **text),
+    )
+    sampler = spec(
+        Sampler, stepper=spec(Ancestral), steps=4 if smoke else 256,
+        guides=(guidance, spec(DynamicThreshold)),
+    )  # fmt: skip
+    return base.frames_stage(
+        backbone=backbone, parameterization=spec(V), signals=signals, sampler=sampler,
+        size=(side, side), prior=spec(Prior, factor=factor),
     )  # fmt: skip

@@ -24,20 +24,15 @@ from ml_collections import ConfigDict
 
 from experiments import base
 from vdm_jax.config import spec
-from vdm_jax.denoiser import Denoiser, ScaledTime
 from vdm_jax.diffusion.constraints import Keep, Langevin
 from vdm_jax.diffusion.guides import Constant, Guidance, Reconstruct, Threshold
 from vdm_jax.diffusion.parameterization import Eps
-from vdm_jax.diffusion.prior import Prior
-from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
-from vdm_jax.diffusion.schedule import Cosine
 from vdm_jax.diffusion.steppers import Ancestral
 from vdm_jax.links import Augment, Link
 from vdm_jax.nets.clip import HeadWidth
 from vdm_jax.nets.relative import Shaw
 from vdm_jax.nets.temporal import Attention, Temporal
-from vdm_jax.stage import Stage
 from vdm_jax.windows import Windows
 
 SIZES = {
@@ -105,16 +100,9 @@ def _stage(name: str, sizes: dict, frames: int, knobs: ConfigDict, smoke: bool) 
         constraints=() if enlarges else (spec(Keep), spec(Langevin, delta=0.1)),
         known="clean" if enlarges else "noised",
     )
-    return spec(
-        Stage,
-        denoiser=spec(
-            Denoiser, backbone=backbone, parameterization=spec(Eps), signals=signals,
-            time_input=spec(ScaledTime),
-        ),
-        process=spec(Process, schedule=spec(Cosine)),
-        prior=spec(Prior),
-        sampler=sampler,
-        patch=(1, sizes["side"], sizes["side"]),
+    return base.frames_stage(
+        backbone=backbone, parameterization=spec(Eps), signals=signals, sampler=sampler,
+        size=(sizes["side"], sizes["side"]),
         link=spec(Link, factor=FACTOR, augment=spec(Augment) if enlarges else None),
         windows=None if enlarges else spec(Windows, frames=frames, carry=frames // 2),
     )  # fmt: skip
