@@ -242,7 +242,6 @@ def unet(
     groups: int,
     temporal: tuple[ConfigDict, ...] = (),
     cross: tuple[str, ...] = (),
-    place: ConfigDict | None = None,
     smoke: bool,
     **image,
 ) -> ConfigDict:
@@ -263,7 +262,6 @@ def unet(
         ),
         temporal=temporal,
         cross=cross,
-        place=place,
         remat="none" if smoke else "full",
         dtype="float32" if smoke else "bfloat16",
     )  # fmt: skip

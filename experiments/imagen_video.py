@@ -217,6 +217,7 @@ def _unet(sizes: Sizes, first: bool, smoke: bool) -> ConfigDict:
     if first:
         in_time = spec(
             Attention, heads=spec(HeadWidth, features=sizes.head), relative=spec(T5Bias),
+            position=spec(Sincos, axes="t") if smoke else None,
         )  # fmt: skip
     return base.unet(
         width=sizes.width,
@@ -230,7 +231,6 @@ def _unet(sizes: Sizes, first: bool, smoke: bool) -> ConfigDict:
         smoke=smoke,
         gain=GAIN,
         resample=sizes.resample,
-        place=spec(Sincos, axes="t") if smoke and first else None,
     )
 
 

@@ -437,28 +437,3 @@ def test_a_place_that_is_none_is_named():
         UserError, match=r"no place 'after_convolution'\. Did you mean 'after_conv_in'"
     ):
         jax.eval_shape(network.init, jax.random.key(0), *rows(((0, 2),)))
-
-
-def test_a_video_s_blocks_are_told_each_frame_s_place():
-    """Nothing else in this network knows one frame from another: turned around in time, a video
-    gives the same pictures turned around, but where places are told. A still has none, and packing
-    changes none; at first nothing is told."""
-    network = UNet3D(image=image(), cross=("text",), place=Sincos(axes="t"))
-    given = rows(((0, 3), (1, 1)))
-    plain, params = prepared(())
-    fresh = meta.unbox(network.init(jax.random.key(0), *given))["params"]
-    assert not np.any(fresh["place"]["kernel"])
-    told = {"params": params["params"] | {"place": random_like(fresh["place"])}}
-    apply = quick(network.apply)
-
-    def turned(batch):
-        order = jnp.arange(batch.x.shape[1]).at[:3].set(jnp.array([2, 1, 0]))
-        return batch.replace(x=batch.x[:, order])
-
-    batch, *rest = given
-    for function, weights, same in ((plain, params, True), (apply, told, False)):
-        straight, around = (function(weights, b, *rest)[0, :3] for b in (batch, turned(batch)))
-        assert np.allclose(straight, around[::-1], atol=2e-5) == same
-    together = apply(told, *given)
-    np.testing.assert_allclose(together[0, 3], plain(params, *given)[0, 3], atol=2e-5)
-    np.testing.assert_allclose(together[0, :3], apply(told, *rows(((0, 3),)))[0, :3], atol=2e-5)

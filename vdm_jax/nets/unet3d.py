@@ -27,7 +27,6 @@ from vdm_jax.nets.clip import Clip, Convolution, as_tokens
 from vdm_jax.nets.context import contexts
 from vdm_jax.nets.folded import by_frame
 from vdm_jax.nets.layers import ZERO, TimeEmbedding, dense
-from vdm_jax.nets.positions import Position
 from vdm_jax.nets.remat import remembered
 from vdm_jax.nets.spatial import BY_FRAME, Block, Downsample, Insert, Norm, ResBlock, Upsample
 from vdm_jax.nets.temporal import MIDDLE, Temporal, insert
@@ -170,8 +169,6 @@ class UNet3D(nn.Module):
     Attributes:
       temporal: what acts in time, and where; of several at one place, in this order.
       cross: names of the condition's token sets that blocks attend to.
-      place: of a frame in its video, which every residual block of a video is told beside its noise
-        level; None is not at all. It starts at nothing.
       waves: n of features sin(2^n pi x) and cos(2^n pi x) of the input, which join it: what shows
         it in fine detail (Kingma et al. 2021, appendix C).
       remat: a name of `remat.REMAT`, for each level of each way.
@@ -181,7 +178,6 @@ class UNet3D(nn.Module):
     image: ImageUNet
     temporal: tuple[Temporal, ...] = ()
     cross: tuple[str, ...] = ()
-    place: Position | None = None
     waves: tuple[int, ...] = ()
     remat: str = "none"
     dtype: str = "float32"
@@ -250,9 +246,4 @@ class UNet3D(nn.Module):
             vector = dense(c.shape[-1], (CONDITION, None), name="vector", dtype=self.dtype)
             c = c + vector(cond.vector).astype(jnp.float32)[:, :, None]
         moving = batch.spread(batch.examples.grid[..., 0] > 1)[..., 0, 0, 0]
-        told = batch.lookup(c)
-        if self.place is not None:
-            where = self.place.add(frames, c.shape[-1])
-            layer = dense(c.shape[-1], (CONDITION, None), name="place", init=ZERO, dtype=self.dtype)
-            told += jnp.where(moving[..., None], layer(where).astype(jnp.float32), 0)
-        return Clip(frames, told, moving, contexts(self.cross, frames, cond), train)
+        return Clip(frames, batch.lookup(c), moving, contexts(self.cross, frames, cond), train)
