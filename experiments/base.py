@@ -242,6 +242,7 @@ def unet(
     groups: int,
     temporal: tuple[ConfigDict, ...] = (),
     cross: tuple[str, ...] = (),
+    residual: bool = False,
     smoke: bool,
     **image,
 ) -> ConfigDict:
@@ -262,6 +263,7 @@ def unet(
         ),
         temporal=temporal,
         cross=cross,
+        residual=residual,
         remat="none" if smoke else "full",
         dtype="float32" if smoke else "bfloat16",
     )  # fmt: skip

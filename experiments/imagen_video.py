@@ -231,6 +231,7 @@ def _unet(sizes: Sizes, first: bool, smoke: bool) -> ConfigDict:
         smoke=smoke,
         gain=GAIN,
         resample=sizes.resample,
+        residual=smoke and not first,
     )
 
 
