@@ -26,11 +26,26 @@ Command  python -m vdm_jax train --config=experiments/imagen_video.py:base --wor
          python -m vdm_jax sample runs/iv/base runs/iv/time1 ... runs/iv/space3 --prompt="..."
              --frames=128 --height=768 --width=1280 --fps=24 --out=samples
 Variant  smoke-base, smoke-time, smoke-space: 8 x 16 x 16 at half the rate, 16 x 16 x 16 and
-         16 x 32 x 32, for a CPU: `make cascade`. Stages are trained each by itself.
-Result   smoke-base alone, 500 of its 1,000 steps: samples are smooth, and as light or dark as
-         asked. Worst visible fault: coloured clouds, no shape yet. Before the first convolution's
-         pictures were passed on to the last (`ImageUNet.resample`), 1,200 steps left the noise in.
-         The stages that enlarge are not trained yet.
+         16 x 32 x 32, for a CPU: `make cascade`. Stages are trained each by itself. They predict
+         x0, their attention in time is told frames' places, and what enlarges adds to what it is
+         told.
+Result   two cores, beside other work. smoke-base, 1,300 steps of 16 clips, 0.58 s a step: of 48
+         unseen captions, its videos interpolated: colour 1.00, direction 0.19 (by guessing a
+         seventh), object 0.56; the judge sees all three in true clips made as small. Worst visible
+         fault: shapes hardly move, and change from frame to frame. smoke-time, 350 steps of 8 clips: given the truth below, 24.0 dB to the true clip and 0.71
+         of its edges, where interpolation has 43.4 dB and 0.97: these clips move a third of a pixel
+         a frame, and the stage leaves noise in. smoke-space, which has 29.2 dB and 0.51 of the edges
+         to beat: not trained to its end.
+Tried                                                      captions  colour  direction  object
+           v, 1,500 steps, guidance 4 to the end                 48    0.71    0.10      0.88
+           ... guidance 2 | 1                                    32    1.00    0.13      0.88
+                                                                       1.00    0.16      0.72
+           ... guidance 4 above sigma = alpha alone              32    0.97    0.09      0.91
+             all of v: colours and shapes as asked, and grain that no step takes out
+           x0, frames' places told to every block instead,
+             1,300 steps                                         40    0.85    0.18      0.08
+         smoke-time without adding: 24.3 dB, 0.51 of the edges. Pictures halved first, and the first
+         convolution's not passed on to the last: 1,200 steps left the noise in.
 """
 
 from __future__ import annotations
