@@ -32,10 +32,11 @@ Variant  smoke-base, smoke-time, smoke-space: 8 x 16 x 16 at half the rate, 16 x
 Result   two cores, beside other work. smoke-base, 1,300 steps of 16 clips, 0.58 s a step: of 48
          unseen captions, its videos interpolated: colour 1.00, direction 0.19 (by guessing a
          seventh), object 0.56; the judge sees all three in true clips made as small. Worst visible
-         fault: shapes hardly move, and change from frame to frame. smoke-time, 350 steps of 8 clips: given the truth below, 24.0 dB to the true clip and 0.71
+         fault: shapes hardly move, and change from frame to frame.
+         smoke-time, 350 steps of 8 clips: given the truth below, 24.0 dB to the true clip and 0.71
          of its edges, where interpolation has 43.4 dB and 0.97: these clips move a third of a pixel
-         a frame, and the stage leaves noise in. smoke-space, which has 29.2 dB and 0.51 of the edges
-         to beat: not trained to its end.
+         a frame, and the stage leaves noise in.
+         smoke-space: not trained to its end; interpolation has 29.2 dB and 0.51 of the edges.
 Tried                                                      captions  colour  direction  object
            v, 1,500 steps, guidance 4 to the end                 48    0.71    0.10      0.88
            ... guidance 2 | 1                                    32    1.00    0.13      0.88
