@@ -78,13 +78,11 @@ def agree(found, expected):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
+SLOW = ["dp", "fsdp", "fsdp_seq", "all"]
 RULES = [
-    ("dp", None),
     ("fsdp_tp", None),
-    *(
-        pytest.param(*case, marks=pytest.mark.slow)
-        for case in (("fsdp", None), ("fsdp_seq", None), ("fsdp_seq", "ring"), ("all", None))
-    ),
+    *(pytest.param(rules, None, marks=pytest.mark.slow) for rules in SLOW),
+    pytest.param("fsdp_seq", "ring", marks=pytest.mark.slow),
 ]
 
 
