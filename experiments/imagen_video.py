@@ -257,10 +257,11 @@ def _sampler(name: str, sizes: Sizes, knobs: ConfigDict) -> ConfigDict:
     clipped = spec(Threshold) if smoke else spec(DynamicThreshold)
     if name in ("base", "space1"):
         scale = spec(Oscillating, high=15.0, low=1.0, constant=sizes.steps // 10)
-    guides = (spec(Guidance, scales=(scale,)), clipped)
-    if smoke:  # as in `demo.py`: at low noise guidance only adds grain
-        guides = (spec(Guidance, scales=(scale,)), spec(Interval, low=1.0), clipped)
-    if name in ("smoke-time", "smoke-space"):
+    guided = spec(Guidance, scales=(scale,))
+    guides = (guided, clipped)
+    if name == "smoke-base":  # as in `demo.py`: at low noise guidance only adds grain
+        guides = (guided, spec(Interval, low=1.0), clipped)
+    elif smoke:
         guides = (clipped,)
     return spec(
         Sampler, stepper=spec(Ddim) if smoke else spec(Ancestral), grid=spec(Linspace),
