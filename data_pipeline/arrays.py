@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,26 @@ def store(array: np.ndarray, file: Path) -> None:
 
 def load(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray | None:
     """The array of a file, mapped; None where there is none, or none of this type and shape, as
-    when a full disk cut it short."""
+    when a full disk cut it short.
+
+    What the file must begin with is known and so compared, not parsed: `np.load` builds a syntax
+    tree, which threads of Python before 3.11.9 cannot do at once (CPython issue 106905).
+    """
+    header = _header(dtype, shape)
     try:
-        found = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        with file.open("rb") as opened:
+            if opened.read(len(header)) != header:
+                return None
+        return np.memmap(file, dtype, mode="r", offset=len(header), shape=shape)
+    except (OSError, ValueError):
         return None
-    return found if found.dtype == dtype and found.shape == shape else None
+
+
+def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """What `np.save` writes before the values of a C-ordered array."""
+    out = io.BytesIO()
+    described = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(
+        out, {"descr": described, "fortran_order": False, "shape": shape}
+    )
+    return out.getvalue()
