@@ -82,9 +82,11 @@ bunny: setup
 
 CASCADE := data/cascade
 STAGES  := base time space
+# Small shapes go far: a pixel a frame, which no interpolation guesses.
+SCENES  := --frames 16 --sides 32 --radius 0.22 0.28
 cascade: setup
-	$(PY) -m data_pipeline generate $(CASCADE)/clips --clips 4000 --seed 0 --holdout 0 --frames 16 --sides 32
-	$(PY) -m data_pipeline generate $(CASCADE)/unseen --clips 128 --seed 1 --holdout 0 --unseen --frames 16 --sides 32
+	$(PY) -m data_pipeline generate $(CASCADE)/clips --clips 4000 --seed 0 --holdout 0 $(SCENES)
+	$(PY) -m data_pipeline generate $(CASCADE)/unseen --clips 128 --seed 1 --holdout 0 --unseen $(SCENES)
 	$(PY) -m data_pipeline index $(CASCADE)/clips --out $(CASCADE)/manifest
 	for stage in $(STAGES); do $(DEVICES) $(PY) -m vdm_jax train --config=experiments/imagen_video.py:smoke-$$stage --workdir=runs/cascade/$$stage || exit $$?; done
 	$(PY) -m vdm_jax sample $(STAGES:%=runs/cascade/%) --requests=$(CASCADE)/unseen/requests.jsonl --out=runs/cascade/samples

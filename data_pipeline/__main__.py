@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import runpy
 import sys
 from collections.abc import Sequence
@@ -92,13 +93,15 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from data_pipeline.generated import SMALL, Extent, generate
 
     extent = Extent(
-        frames=tuple(args.frames or SMALL.frames), sides=tuple(args.sides or SMALL.sides)
+        frames=tuple(args.frames or SMALL.frames),
+        sides=tuple(args.sides or SMALL.sides),
+        radius=tuple(sorted(args.radius or SMALL.radius)),
     )
     if args.as_ == "tfds":
         if args.unseen:
             raise DataError("--unseen comes with requests, as files; leave out --as.", code=2)
         if extent != SMALL:
-            raise DataError("--frames and --sides are of files; leave out --as.", code=2)
+            raise DataError("--frames, --sides and --radius are of files; leave out --as.", code=2)
         from data_pipeline.shapes import prepare
 
         return prepare(args.directory, args.clips, args.seed, holdout=args.holdout)
@@ -167,6 +170,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     make.add_argument("--frames", type=_count, nargs="+", help="that a video may have (4 to 8)")
     make.add_argument("--sides", type=_side, nargs="+", help="even pixels a side (16 20)")
+    make.add_argument(
+        "--radius",
+        type=_share,
+        nargs=2,
+        metavar=("LEAST", "MOST"),
+        help="of the shapes, of the shorter side (0.33 0.38)",
+    )
     make.add_argument("--unseen", action="store_true", help="show only what --holdout holds out")
     judge = verbs.add_parser("judge", help="do sampled videos show what was asked?")
     judge.add_argument("samples", help="the folder that `vdm sample --requests` wrote")
@@ -187,6 +197,17 @@ def _side(text: str) -> int:
     if side % 2:
         raise argparse.ArgumentTypeError("must be even, as the video format is")
     return side
+
+
+def _share(word: str) -> float:
+    """Raises: argparse.ArgumentTypeError, which argparse says in one line."""
+    try:
+        share = float(word)
+    except ValueError:
+        share = math.nan
+    if not 0.05 <= share <= 0.38:
+        raise argparse.ArgumentTypeError(f"a radius is from 0.05 to 0.38 of the side, not '{word}'")
+    return share
 
 
 def _natural(word: str) -> int:

@@ -49,7 +49,7 @@ MOTIONS = {
 }  # fmt: skip
 STILL = ""  # the motion of an image
 SIDES = (16, 20)
-RADIUS = (0.33, 0.38)  # of the shorter side
+RADIUS = (0.33, 0.38)  # of the shorter side; small shapes have further to go, and go faster
 TRAVEL = 0.9  # of the way that is left on both sides of a shape
 SWELL = 0.3  # of its radius, either way
 PATTERNS = ("plain", "gradient", "stripes", "checks")
@@ -86,10 +86,12 @@ SHAPES: dict[str, Distance] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How many frames a video may have, and pixels a side."""
+    """How many frames a video may have, pixels a side, and how large shapes are: the least and the
+    greatest radius, of the shorter side."""
 
     frames: tuple[int, ...] = (4, 5, 6, 7, 8)
     sides: tuple[int, ...] = SIDES
+    radius: tuple[float, float] = RADIUS
 
 
 SMALL = Extent()
@@ -97,7 +99,8 @@ SMALL = Extent()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """The ground truth of one clip; `frames` is 1 and `motion` empty for a still image."""
+    """The ground truth of one clip; `frames` is 1 and `motion` empty for a still image; `radius` is
+    in pixels."""
 
     index: int
     shape: str
@@ -109,6 +112,7 @@ class Scene:
     height: int
     width: int
     fps: int
+    radius: float
 
     @property
     def caption(self) -> str:
@@ -158,6 +162,8 @@ def scene(
     still = draw(seed, index, "still") < STILL_SHARE
     allowed = [one for one in combinations(holdout, unseen) if (one[2] == STILL) == still]
     shape, colour, motion = choose("combination", allowed)
+    height, width = choose("height", extent.sides), choose("width", extent.sides)
+    low, high = extent.radius
     return Scene(
         index=index,
         shape=shape,
@@ -166,9 +172,10 @@ def scene(
         pattern=choose("pattern", PATTERNS),
         tone=choose("tone", TONES),
         frames=1 if still else choose("frames", extent.frames),
-        height=choose("height", extent.sides),
-        width=choose("width", extent.sides),
+        height=height,
+        width=width,
         fps=0 if still else choose("fps", range(6, 13)),
+        radius=min(height, width) * (low + (high - low) * draw(seed, index, "radius")),
     )
 
 
@@ -179,17 +186,15 @@ def render(one: Scene, seed: int, distance: Distance | None = None) -> np.ndarra
     behind = _background(one, seed)
     y, x = np.mgrid[: one.height, : one.width] + 0.5
     dx, dy, swell = MOTIONS.get(one.motion, (0, 0, 0))
-    small = min(one.height, one.width)
-    radius = small * (RADIUS[0] + (RADIUS[1] - RADIUS[0]) * say("radius"))
     # A path that stays inside: a little less than what is left on both sides of the shape.
-    reach = np.array([one.width, one.height]) / 2 - radius
+    reach = np.array([one.width, one.height]) / 2 - one.radius
     middle = np.array([one.width, one.height]) / 2
     aside = (np.array([say("x"), say("y")]) - 0.5) * reach * (np.array([dx, dy]) == 0)
     colour = np.array(COLOURS[one.colour], np.float64)
     video = np.empty((one.frames, one.height, one.width, 3), np.uint8)
     for frame, along in enumerate(np.linspace(-1, 1, one.frames) if one.frames > 1 else [0.0]):
         centre = middle + aside + TRAVEL * along * reach * np.array([dx, dy])
-        size = radius * (1 + SWELL * swell * along)
+        size = one.radius * (1 + SWELL * swell * along)
         outside = distance((x - centre[0]) / size, (y - centre[1]) / size) * size
         cover = np.clip(0.5 - outside, 0, 1)[..., None]
         video[frame] = np.rint(behind * (1 - cover) + colour * cover)

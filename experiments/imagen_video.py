@@ -213,12 +213,15 @@ def _stage(name: str, sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDic
         signals=signals,
         sampler=_sampler(name, sizes, knobs),
         size=sizes.size,
-        link=None if first else _link(sizes, knobs),
+        link=None if first else _link(sizes, knobs, smoke),
     )
 
 
-def _link(sizes: Sizes, knobs: ConfigDict) -> ConfigDict:
-    select = spec(Strided, stride=sizes.stride) if sizes.stride > 1 else spec(EveryFrame)
+def _link(sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDict:
+    fill = "linear" if smoke else "repeat"
+    select = spec(EveryFrame)
+    if sizes.stride > 1:
+        select = spec(Strided, stride=sizes.stride, fill=fill)
     augment = spec(
         Augment,
         process=spec(Process, schedule=spec(Cosine)),

@@ -19,7 +19,7 @@ of it there is to be in sampling can then be chosen (Ho et al. 2022a, section 4.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import jax
@@ -36,6 +36,7 @@ from vdm_jax.types import Count, Fraction, Natural, Video
 
 NONE = -1  # no frame
 Places = Int[Array, "b f"]
+Mixture = Sequence[tuple[Places, "Float[Array, 'b f'] | float"]]  # of frames, with their shares
 
 
 class Selection(Protocol):
@@ -54,8 +55,9 @@ class Selection(Protocol):
     def below(self, place: Places, frames: Places) -> Places:
         """Which frame of the video below the frame at `place` of `frames` is, or `NONE`."""
 
-    def shown(self, place: Places, frames: Places) -> Places:
-        """Which frame of the video below the one at `place` is told, or `NONE`."""
+    def shown(self, place: Places, frames: Places) -> Mixture:
+        """Of which frames of the video below what the one at `place` is told is mixed, or `NONE`;
+        shares add up to 1."""
 
     def part(self, window: range) -> slice | None:
         """Which frames of the video below a window of a longer video is told; None where these are
@@ -80,7 +82,8 @@ class EveryFrame:
     def below(self, place: Places, frames: Places) -> Places:
         return place
 
-    shown = below
+    def shown(self, place: Places, frames: Places) -> Mixture:
+        return ((place, 1.0),)
 
     def part(self, window: range) -> slice | None:
         return slice(window.start, window.stop)
@@ -95,16 +98,17 @@ class Strided:
     between its own, and is told nothing.
 
     Attributes:
-      fill: what the frames between are told: 'repeat' is the last one before them, 'blank' none.
+      fill: what the frames between are told: 'repeat' is the last one before them, 'linear' a
+        mixture of those before and after them by their distance, 'blank' none.
     """
 
     stride: Count
     ends: Natural = 0
-    fill: Literal["repeat", "blank"] = "repeat"
+    fill: Literal["repeat", "linear", "blank"] = "repeat"
 
     def __post_init__(self):
-        if self.fill not in ("repeat", "blank"):
-            raise UserError(f"Strided.fill is '{self.fill}'; use 'repeat' or 'blank'.")
+        if self.fill not in ("repeat", "linear", "blank"):
+            raise UserError(f"Strided.fill is '{self.fill}'; use 'repeat', 'linear' or 'blank'.")
 
     @property
     def masked(self) -> bool:
@@ -117,7 +121,7 @@ class Strided:
         if frames == 1:
             return 1
         between = (frames - 1) * self.stride + 1 + 2 * self.ends
-        # Repeated, the last frame, too, is followed by frames of its own.
+        # But for 'blank' the last frame, too, is followed by frames of its own.
         return between if self.masked else between + self.stride - 1
 
     def below(self, place: Places, frames: Places) -> Places:
@@ -125,10 +129,17 @@ class Strided:
         own = index * self.stride + self.ends == place
         return jnp.where(own & self._any(frames), index, NONE)
 
-    def shown(self, place: Places, frames: Places) -> Places:
+    def shown(self, place: Places, frames: Places) -> Mixture:
         if self.fill == "blank":
-            return self.below(place, frames)
-        return jnp.where(self._any(frames), self._before(place, frames), NONE)
+            return ((self.below(place, frames), 1.0),)
+        before = self._before(place, frames)
+        here = jnp.where(self._any(frames), before, NONE)
+        if self.fill == "repeat":
+            return ((here, 1.0),)
+        past = (place - self.ends - before * self.stride) / self.stride
+        after = jnp.minimum(before + 1, self._last(frames))
+        share = jnp.clip(past, 0, 1)
+        return ((here, 1 - share), (jnp.where(self._any(frames), after, NONE), share))
 
     def _any(self, frames: Places) -> Bool[Array, "b f"]:
         """Whether there is a frame below that is not the video itself."""
@@ -145,8 +156,10 @@ class Strided:
         return slice(first, first + self.count(len(window)))
 
     def _before(self, place: Places, frames: Places) -> Places:
-        last = jnp.maximum(frames - 1 - 2 * self.ends, 0) // self.stride
-        return jnp.clip((place - self.ends) // self.stride, 0, last)
+        return jnp.clip((place - self.ends) // self.stride, 0, self._last(frames))
+
+    def _last(self, frames: Places) -> Places:
+        return jnp.maximum(frames - 1 - 2 * self.ends, 0) // self.stride
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -176,7 +189,8 @@ class Ends:
         index = jnp.where(place < self.first, place, index)
         return jnp.where(frames > self.first + self.last, index, NONE)
 
-    shown = below
+    def shown(self, place: Places, frames: Places) -> Mixture:
+        return ((self.below(place, frames), 1.0),)
 
     def part(self, window: range) -> slice | None:
         return None
@@ -267,12 +281,16 @@ class Link:
         return jnp.concatenate([video, mask], axis=-1)
 
     def _fetch(self, below: Frames, batch: Frames) -> tuple[Video, Bool[Array, "b f"]]:
-        """Of each frame the one below that it is told, and whether there is one."""
-        shown = self.select.shown(batch.position, _lengths(batch))
-        mine = (below.segment[:, None] == batch.segment[..., None]) & (batch.segment > 0)[..., None]
-        mine &= below.position[:, None] == shown[..., None]
-        found = jax.vmap(lambda frames, index: frames[index])(below.x, jnp.argmax(mine, axis=-1))
-        return found, mine.any(-1)
+        """What each frame is told of those below, and whether there is any."""
+        same = (below.segment[:, None] == batch.segment[..., None]) & (batch.segment > 0)[..., None]
+        found: Video | float = 0.0
+        given = jnp.zeros(batch.segment.shape, bool)
+        for shown, share in self.select.shown(batch.position, _lengths(batch)):
+            mine = same & (below.position[:, None] == shown[..., None])
+            frames = jax.vmap(lambda frames, i: frames[i])(below.x, jnp.argmax(mine, axis=-1))
+            found += jnp.asarray(share)[..., None, None, None] * frames
+            given |= mine.any(-1)
+        return jnp.asarray(found), given
 
 
 def _lengths(batch: Frames) -> Places:

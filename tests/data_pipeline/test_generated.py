@@ -13,6 +13,7 @@ from data_pipeline.generated import (
     MOTIONS,
     SHAPES,
     SIDES,
+    Extent,
     combinations,
     generate,
     render,
@@ -62,18 +63,35 @@ def test_clips_are_as_mixed_as_promised():
 
 
 def test_other_extents_show_the_same_scenes(tmp_path):
-    words = ("--frames", "16", "--sides", "32", "24")
+    words = ("--frames", "16", "--sides", "32", "24", "--radius", "0.2", "0.25")
     done = call("generate", tmp_path, "--clips=12", "--seed=3", *words, module="data_pipeline")
     assert done.returncode == 0, done.stderr
     for index in range(12):
         said = json.loads((tmp_path / f"clip-{index:06d}.json").read_text())
         one = scene(3, index)
         assert said["frames"] == (16 if one.motion else 1) and said["height"] in (24, 32)
-        assert said | {"frames": 0, "height": 0, "width": 0} == vars(one) | {
-            "frames": 0, "height": 0, "width": 0
-        }  # fmt: skip
+        assert 0.2 <= said["radius"] / min(said["height"], said["width"]) <= 0.25
+        other = dict.fromkeys(("frames", "height", "width", "radius"), 0)
+        assert said | other == vars(one) | other
     odd = call("generate", tmp_path, "--clips=1", "--sides=15", module="data_pipeline")
     assert odd.returncode == 2 and "even" in odd.stderr
+    huge = ("--clips=1", "--radius", "0.2", "0.5")
+    huge = call("generate", tmp_path, *huge, module="data_pipeline")
+    assert huge.returncode == 2 and "0.05 to 0.38" in huge.stderr
+
+
+def test_small_shapes_go_further():
+    """The way a shape goes is what it leaves of the width, and longer for a small one."""
+    ways = []
+    for radius in ((0.2, 0.2), (0.35, 0.35)):
+        extent = Extent(frames=(8,), sides=(40,), radius=radius)
+        found = (scene(3, index, extent=extent) for index in range(300))
+        one = next(one for one in found if one.motion == "moving right")
+        video = render(one, 3).astype(int)
+        columns = [np.nonzero(np.ptp(frame, axis=-1).max(0) > 100)[0].mean() for frame in video]
+        ways.append(columns[-1] - columns[0])
+        assert ways[-1] == pytest.approx(0.9 * 40 * (1 - 2 * radius[0]), abs=1.0)
+    assert ways[0] > 1.9 * ways[1]
 
 
 def test_a_clip_does_not_depend_on_the_others(tmp_path):

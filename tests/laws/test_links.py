@@ -20,6 +20,7 @@ LINKS = {
     "space": Link(factor=2),
     "space, noisy": Link(factor=4, augment=NOISY),
     "time": Link(select=Strided(stride=2)),
+    "time, mixed": Link(select=Strided(stride=3, fill="linear")),
     "time and space, noisy": Link(select=Strided(stride=3), factor=2, augment=NOISY),
     "between": Link(select=Strided(stride=4, fill="blank")),
     "between and at the ends": Link(select=Strided(stride=2, ends=2, fill="blank")),
@@ -152,6 +153,19 @@ def test_frames_between_are_told_the_one_before_or_none():
     assert not blank[[1, 3]].any()
 
 
+def test_frames_between_are_mixed_by_their_distance():
+    batch = frames_of(((1, 6), (2, 1), (3, 4)))
+    told = np.asarray(Link(select=Strided(stride=3, fill="linear")).train(batch, 0)["below"])[0]
+    x = np.asarray(batch.x)[0]
+    # What follows the last frame is told that one; a still is told nothing.
+    expected = [x[0], (2 * x[0] + x[3]) / 3, (x[0] + 2 * x[3]) / 3, x[3], x[3], x[3], 0 * x[6]]
+    expected += [x[7], (2 * x[7] + x[10]) / 3, (x[7] + 2 * x[10]) / 3, x[10]]
+    np.testing.assert_allclose(told[:11], expected, atol=1e-6)
+    ends = Link(select=Strided(stride=2, ends=1, fill="linear")).train(frames_of(((1, 5),)), 0)
+    at_ends = [x[1], x[1], (x[1] + x[3]) / 2, x[3], x[3]]
+    np.testing.assert_allclose(ends["below"][0, :5], at_ends, atol=1e-6)
+
+
 def test_noise_has_the_variance_of_its_time():
     """At time t a picture is alpha x + sigma n; its time is said."""
     at = 0.7
@@ -178,5 +192,5 @@ def test_windows_fall_on_the_frames_below():
 def test_nothing_told_is_refused():
     with pytest.raises(UserError, match="first or last"):
         Ends(first=0, last=0)
-    with pytest.raises(UserError, match="'repeat' or 'blank'"):
+    with pytest.raises(UserError, match="'linear' or 'blank'"):
         Strided(stride=2, fill="black")
