@@ -170,6 +170,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "guidance": 3.0 if smoke else 4.0,
         "augmentation": 0.1 if smoke else SNR_3,
     }
+    if smoke:
+        usual["muon_rate"] = 1e-2
     knobs = ConfigDict(usual)
     sizes = STAGES[name]
     first = sizes.factor == sizes.stride == 1
