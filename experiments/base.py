@@ -34,7 +34,7 @@ from vdm_jax.nets.positions import Fractional, Rotary, Sincos
 from vdm_jax.nets.spatial import Attend, Cross, Norm
 from vdm_jax.nets.unet3d import ImageUNet, UNet3D
 from vdm_jax.objectives.denoise import Denoise
-from vdm_jax.signals import Channels, PackedText, PooledText, Signal, Sinusoid
+from vdm_jax.signals import Channels, NoiseTime, PackedText, PooledText, Signal
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import AdamW, Muon, Optimizer, WarmupCosine
 from vdm_jax.train.run import Run
@@ -268,7 +268,7 @@ def told_below(width: int) -> tuple[ConfigDict, ConfigDict]:
     """What a stage is told of the one below: its video, and how much noise was put on it."""
     return (
         spec(Signal, key="below", slot="channels", embed=spec(Channels)),
-        spec(Signal, key="augmentation", slot="vector", embed=spec(Sinusoid, width=width)),
+        spec(Signal, key="augmentation", slot="vector", embed=spec(NoiseTime, width=width)),
     )
 
 

@@ -227,7 +227,7 @@ def _link(sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDict:
     augment = spec(
         Augment,
         process=spec(Process, schedule=spec(Cosine)),
-        times=spec(Within, high=0.5),
+        times=spec(Within, high=0.2 if smoke else 0.5),
         at=knobs.get_ref("augmentation"),
     )
     return spec(Link, select=select, factor=sizes.factor, augment=augment)
