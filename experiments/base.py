@@ -237,7 +237,6 @@ def unet(
     groups: int,
     temporal: tuple[ConfigDict, ...] = (),
     cross: tuple[str, ...] = (),
-    residual: bool = False,
     smoke: bool,
     **image,
 ) -> ConfigDict:
@@ -258,7 +257,6 @@ def unet(
         ),
         temporal=temporal,
         cross=cross,
-        residual=residual,
         remat="none" if smoke else "full",
         dtype="float32" if smoke else "bfloat16",
     )  # fmt: skip

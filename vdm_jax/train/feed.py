@@ -39,7 +39,9 @@ def to_stage(
     packed, raw = to_carrier(arrays, stage.codec, stage.patch, seed)
     batch = stage.carry(packed)
     if stage.link is not None and stage.told_below:
-        raw |= stage.link.train(cast(Frames, batch), seed or 0)
+        frames = cast(Frames, batch)
+        told = stage.link.train(frames, seed or 0)
+        return stage.link.apart(frames, told), raw | told
     return batch, raw
 
 
