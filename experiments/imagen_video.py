@@ -72,7 +72,7 @@ from vdm_jax.diffusion.sample import Sampler
 from vdm_jax.diffusion.schedule import Cosine
 from vdm_jax.diffusion.steppers import Ancestral, Ddim
 from vdm_jax.diffusion.times import LogitNormal, Stratified, Within
-from vdm_jax.diffusion.weights import MinSnr
+from vdm_jax.diffusion.weights import Uniform
 from vdm_jax.links import Augment, EveryFrame, Link, Strided
 from vdm_jax.nets.clip import HeadWidth
 from vdm_jax.nets.positions import Sincos
@@ -137,8 +137,8 @@ STAGES = {
         window=128, size=(256, 256), width=160, mults=(1, 2, 3, 4), blocks=(2, 4, 6, 6), factor=4,
     ),
     "smoke-base": Sizes(
-        window=8, size=(16, 16), width=32, mults=(1, 2, 4), blocks=(1, 1, 2), attend=(1, 2),
-        head=32, groups=8, skip=2, steps=32,
+        window=8, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 2), attend=(1,), head=32,
+        groups=8, skip=2, steps=32,
     ),
     "smoke-time": Sizes(
         window=16, size=(16, 16), width=16, mults=(1, 2), blocks=(1, 1), head=16, groups=8,
@@ -170,7 +170,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "learning_rate": 2e-3 if smoke else 1e-4,
         "text_drop": 0.1,
         "guidance": 3.0 if smoke else 4.0,
-        "augmentation": 0.05 if smoke else SNR_3,
+        "augmentation": 0.02 if smoke else SNR_3,
     }
     if smoke:
         usual["muon_rate"] = 1e-2
@@ -195,7 +195,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     more = {"prompts": prompts if smoke and first else ()}
     if smoke and first:
-        more["objective"] = spec(Denoise, times=spec(Stratified), weight=spec(MinSnr, floor=1.0))
+        # Most at high noise, where what moves where is decided.
+        times = spec(LogitNormal, mean=0.7, base=spec(Stratified))
+        more["objective"] = spec(Denoise, times=times, weight=spec(Uniform))
     return base.frames_run(
         knobs, stage=_stage(name, sizes, knobs, smoke), data=data, smoke=smoke, **more
     )
@@ -227,7 +229,7 @@ def _link(sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDict:
     if sizes.stride > 1:
         select = spec(Strided, stride=sizes.stride, fill=fill)
     # A small stage has little time to learn of noise that the one below hardly leaves.
-    times = spec(Within, high=0.2, base=spec(LogitNormal, mean=-2.0)) if smoke else None
+    times = spec(Within, high=0.2, base=spec(LogitNormal, mean=-3.0, std=1.5)) if smoke else None
     augment = spec(
         Augment,
         process=spec(Process, schedule=spec(Cosine)),
