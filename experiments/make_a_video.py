@@ -72,7 +72,7 @@ from vdm_jax.windows import Windows
 FRAME_RATE = 64  # features of it
 # What the decoder has that the image model has not.
 INFLATE = ((r"/after_[a-z_]+_\d+_\d+/|/signals_1/|/time/early/", Fresh), (".*", Copy))
-INTERPOLATE = ((r"/conv_in/kernel$", Wider), (".*", Copy))
+INTERPOLATE = ((r"^params/backbone/conv_in/kernel$", Wider), (".*", Copy))
 VIT_L = {"side": 224, "patch": 14, "width": 1024, "depth": 24, "heads": 16, "hidden": 4096,
          "features": 768, "dtype": "bfloat16"}  # fmt: skip
 TINY = {"side": 16, "patch": 4, "width": 32, "depth": 2, "heads": 2, "hidden": 64, "features": 16}
@@ -93,26 +93,26 @@ class Sizes:
     stride: int = 1
 
 
+DECODER = Sizes(
+    side=64, window=16, width=512, mults=(1, 2, 3, 4), blocks=(3, 3, 4, 4), attend=(1, 2, 3)
+)
+SMALL = Sizes(side=16, window=4, width=16, mults=(1, 2), blocks=1, attend=(1,))
 STAGES = {
-    "image": Sizes(side=64, window=1, width=512, mults=(1, 2, 3, 4), blocks=3, attend=(1, 2, 3)),
-    "base": Sizes(side=64, window=16, width=512, mults=(1, 2, 3, 4), blocks=3, attend=(1, 2, 3)),
-    "interp": Sizes(
-        side=64, window=76, width=512, mults=(1, 2, 3, 4), blocks=3, attend=(1, 2, 3), stride=5
-    ),
+    "image": dataclasses.replace(DECODER, window=1),
+    "base": DECODER,
+    "interp": dataclasses.replace(DECODER, window=76, stride=5),
     "space1": Sizes(
-        side=256, window=16, width=192, mults=(1, 2, 4, 6), blocks=(2, 4, 6, 6), attend=(3,),
+        side=256, window=16, width=224, mults=(1, 2, 4, 6), blocks=(2, 4, 6, 6), attend=(3,),
         factor=4,
     ),
     "space2": Sizes(
-        side=768, window=1, width=128, mults=(1, 2, 4, 8), blocks=(2, 4, 8, 8), factor=3
+        side=768, window=1, width=128, mults=(1, 2, 4, 8), blocks=(2, 4, 8, 10), factor=3
     ),
-    "smoke-image": Sizes(side=16, window=1, width=16, mults=(1, 2), blocks=1, attend=(1,)),
-    "smoke-base": Sizes(side=16, window=4, width=16, mults=(1, 2), blocks=1, attend=(1,)),
-    "smoke-interp": Sizes(
-        side=16, window=7, width=16, mults=(1, 2), blocks=1, attend=(1,), stride=2
-    ),
-    "smoke-space1": Sizes(side=32, window=4, width=16, mults=(1, 2), blocks=1, factor=2),
-    "smoke-space2": Sizes(side=48, window=1, width=16, mults=(1, 2), blocks=1, factor=3),
+    "smoke-image": dataclasses.replace(SMALL, window=1),
+    "smoke-base": SMALL,
+    "smoke-interp": dataclasses.replace(SMALL, window=7, stride=2),
+    "smoke-space1": dataclasses.replace(SMALL, side=32, factor=2),
+    "smoke-space2": dataclasses.replace(SMALL, side=48, window=1, attend=(), factor=3),
 }  # fmt: skip
 PRIORS = ("prior", "embed", "smoke-prior", "smoke-embed")
 
@@ -165,7 +165,7 @@ def _prior(image: ConfigDict, knobs: ConfigDict, smoke: bool) -> ConfigDict:
     vocab, length = (base.SMALL_VOCAB, 32) if smoke else (49_408, 77)
     text = {"vocab": vocab, "length": length, "drop": knobs.get_ref("drop")}
     backbone = spec(
-        DiT, width=width, depth=2 if smoke else 20, heads=2 if smoke else 32,
+        DiT, width=width, depth=2 if smoke else 18, heads=2 if smoke else 32,
         patch_features=channels, modulation=spec(modulation.Shared), positions=(), cross=("text",),
         dtype="float32" if smoke else "bfloat16",
     )  # fmt: skip

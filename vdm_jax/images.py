@@ -62,8 +62,9 @@ class Tower:
     """A vision tower and its weights.
 
     The middle square of a picture is resized to the tower's side by a cubic filter that spans what
-    it shrinks, cut to [0, 1], and normalised. CLIP's own preprocessing resizes bytes and rounds:
-    the two differ by no more than a byte's rounding.
+    it shrinks, cut to [0, 1], and normalised. CLIP's own preprocessing resizes bytes, which rounds
+    them, and cuts out the middle last: squares differ by a byte's rounding, others at the edges of
+    the cut, and by less than a pixel's shift.
 
     Attributes:
       folder: where the weights are, which is no part of what the encoder is. '' draws them from a
