@@ -17,11 +17,11 @@ Paper    Singer et al., "Make-A-Video: Text-to-Video Generation without Text-Vid
          in sampling as in training, and not the prior's; the stages that enlarge are told none.
 
          stage   frames, size        published   here
-         prior   an embedding        1.3 B       TODO
-         base    16 x 64 x 64        3.1 B
-         interp  76 x 64 x 64        3.1 B
-         space1  76 x 256 x 256      1.4 B
-         space2  76 x 768 x 768      0.7 B
+         prior   an embedding        1.3 B       1.30 B
+         base    16 x 64 x 64        3.1 B       3.11 B
+         interp  76 x 64 x 64        3.1 B       3.11 B
+         space1  76 x 256 x 256      1.4 B       1.36 B
+         space2  76 x 768 x 768      0.7 B       0.70 B
 
 Command  python -m vdm_jax encode --config=experiments/make_a_video.py:embed --views=4
              --config.knobs.manifest=PICTURES --out=data/embeddings
