@@ -34,7 +34,7 @@ from vdm_jax.nets.positions import Fractional, Rotary, Sincos
 from vdm_jax.nets.spatial import Attend, Cross, Norm
 from vdm_jax.nets.unet3d import ImageUNet, UNet3D
 from vdm_jax.objectives.denoise import Denoise
-from vdm_jax.signals import Channels, PackedText, PooledText, Signal, Sinusoid
+from vdm_jax.signals import Channels, NoiseTime, PackedText, PooledText, Signal
 from vdm_jax.stage import Stage
 from vdm_jax.train.optim import AdamW, Muon, Optimizer, WarmupCosine
 from vdm_jax.train.run import Run
@@ -130,18 +130,13 @@ def small_run(
         holdout=0.3 if smoke else 0.05,
         block=64 if smoke else 4096,
     )
-    # Matrices inside the blocks are muon's; embeddings, the head and vectors are Adam's.
-    muon = spec(Muon, learning_rate=knobs.get_ref("muon_rate"))
-    adam = spec(AdamW, learning_rate=knobs.get_ref("learning_rate"))
-    rules = ((r"backbone/unit.*kernel$", muon), (".*", adam))
-    schedule = spec(WarmupCosine, steps=50, total=knobs.get_ref("steps"), final=0.05)
     times = spec(LogitNormal, mean=0.5, base=spec(Stratified))
     return spec(
         Run,
         stage=_small_stage(smoke, knobs, words),
         objective=spec(Denoise, times=times, weight=spec(MinSnr, floor=1.0)),
         data=data,
-        optimizer=spec(Optimizer, rules=rules, schedule=schedule),
+        optimizer=_optimizer(knobs, r"backbone/unit.*kernel$"),
         seed=knobs.get_ref("seed"),
         steps=knobs.get_ref("steps"),
         ema=(0.995,),
@@ -243,7 +238,6 @@ def unet(
     groups: int,
     temporal: tuple[ConfigDict, ...] = (),
     cross: tuple[str, ...] = (),
-    residual: bool = False,
     smoke: bool,
     **image,
 ) -> ConfigDict:
@@ -264,7 +258,6 @@ def unet(
         ),
         temporal=temporal,
         cross=cross,
-        residual=residual,
         remat="none" if smoke else "full",
         dtype="float32" if smoke else "bfloat16",
     )  # fmt: skip
@@ -274,7 +267,7 @@ def told_below(width: int) -> tuple[ConfigDict, ConfigDict]:
     """What a stage is told of the one below: its video, and how much noise was put on it."""
     return (
         spec(Signal, key="below", slot="channels", embed=spec(Channels)),
-        spec(Signal, key="augmentation", slot="vector", embed=spec(Sinusoid, width=width)),
+        spec(Signal, key="augmentation", slot="vector", embed=spec(NoiseTime, width=width)),
     )
 
 
@@ -302,12 +295,11 @@ def frames_stage(
 def frames_run(
     knobs: ConfigDict, *, stage: ConfigDict, data: ConfigDict, smoke: bool, **changes
 ) -> ConfigDict:
-    """A UNet on rows of whole frames, trained by Adam; `changes` are fields of the run."""
-    schedule = spec(WarmupCosine, steps=50, total=knobs.get_ref("steps"), final=0.05)
-    adam = spec(AdamW, learning_rate=knobs.get_ref("learning_rate"))
+    """A UNet on rows of whole frames, trained by Adam, with a `muon_rate` among the knobs by Muon;
+    `changes` are fields of the run."""
     usual = {
         "objective": spec(Denoise, times=spec(Stratified), weight=spec(Uniform)),
-        "optimizer": spec(Optimizer, rules=((".*", adam),), schedule=schedule),
+        "optimizer": _optimizer(knobs, r"backbone/(down|middle|up)_?.*kernel$"),
         "ema": (0.995,) if smoke else (0.9999,),
         "save_every": 500,
         "validate_every": 500,
@@ -320,3 +312,14 @@ def frames_run(
         Run, stage=stage, data=data, seed=knobs.get_ref("seed"), steps=knobs.get_ref("steps"),
         knobs=knobs, **usual,
     )  # fmt: skip
+
+
+def _optimizer(knobs: ConfigDict, matrices: str) -> ConfigDict:
+    """Where there is a `muon_rate`, what matches `matrices`, those inside the blocks, is Muon's;
+    embeddings, the head and vectors are Adam's."""
+    adam = spec(AdamW, learning_rate=knobs.get_ref("learning_rate"))
+    rules = ((".*", adam),)
+    if "muon_rate" in knobs:
+        rules = ((matrices, spec(Muon, learning_rate=knobs.get_ref("muon_rate"))), *rules)
+    schedule = spec(WarmupCosine, steps=50, total=knobs.get_ref("steps"), final=0.05)
+    return spec(Optimizer, rules=rules, schedule=schedule)

@@ -104,6 +104,7 @@ class Sizes:
     skip: int = 1  # of the data's frames every how manieth is seen
     steps: int = 128
     resample: str = "before"
+    detail: float | None = None
 
 
 STAGES = {
@@ -141,11 +142,11 @@ STAGES = {
     ),
     "smoke-time": Sizes(
         window=16, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
-        stride=2, steps=16,
+        stride=2, steps=16, resample="after", detail=0.025,
     ),
     "smoke-space": Sizes(
         window=16, size=(32, 32), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
-        factor=2, steps=16,
+        factor=2, steps=16, resample="after", detail=0.07,
     ),
 }  # fmt: skip
 SMOKE_STEPS = {"smoke-base": 1300, "smoke-time": 350, "smoke-space": 400}
@@ -170,6 +171,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "guidance": 3.0 if smoke else 4.0,
         "augmentation": 0.1 if smoke else SNR_3,
     }
+    if smoke:
+        usual["muon_rate"] = 1e-2
     knobs = ConfigDict(usual)
     sizes = STAGES[name]
     first = sizes.factor == sizes.stride == 1
@@ -190,7 +193,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         for text in PROMPTS
     )
     more = {"prompts": prompts if smoke and first else ()}
-    if smoke:
+    if smoke and first:
         more["objective"] = spec(Denoise, times=spec(Stratified), weight=spec(MinSnr, floor=1.0))
     return base.frames_run(
         knobs, stage=_stage(name, sizes, knobs, smoke), data=data, smoke=smoke, **more
@@ -209,7 +212,7 @@ def _stage(name: str, sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDic
         signals += base.told_below(width)
     return base.frames_stage(
         backbone=_unet(sizes, first, smoke),
-        parameterization=spec(X0) if smoke else spec(V),
+        parameterization=spec(X0) if smoke and first else spec(V),
         signals=signals,
         sampler=_sampler(name, sizes, knobs),
         size=sizes.size,
@@ -225,10 +228,10 @@ def _link(sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDict:
     augment = spec(
         Augment,
         process=spec(Process, schedule=spec(Cosine)),
-        times=spec(Within, high=0.5),
+        times=spec(Within, high=0.2 if smoke else 0.5),
         at=knobs.get_ref("augmentation"),
     )
-    return spec(Link, select=select, factor=sizes.factor, augment=augment)
+    return spec(Link, select=select, factor=sizes.factor, augment=augment, detail=sizes.detail)
 
 
 def _unet(sizes: Sizes, first: bool, smoke: bool) -> ConfigDict:
@@ -250,7 +253,6 @@ def _unet(sizes: Sizes, first: bool, smoke: bool) -> ConfigDict:
         smoke=smoke,
         gain=GAIN,
         resample=sizes.resample,
-        residual=smoke and not first,
     )
 
 
@@ -265,7 +267,7 @@ def _sampler(name: str, sizes: Sizes, knobs: ConfigDict) -> ConfigDict:
     if name == "smoke-base":  # as in `demo.py`: at low noise guidance only adds grain
         guides = (guided, spec(Interval, low=1.0), clipped)
     elif smoke:
-        guides = (clipped,)
+        guides = ()
     return spec(
         Sampler, stepper=spec(Ddim) if smoke else spec(Ancestral), grid=spec(Linspace),
         steps=sizes.steps, guides=guides,

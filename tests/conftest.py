@@ -26,14 +26,24 @@ from tests import workbench  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def manifest(tmp_path_factory):
-    """The manifest of a small generated data set."""
-    return workbench.make_data(tmp_path_factory.mktemp("data"))
+def shared(tmp_path_factory):
+    """A folder that all of pytest's workers know."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, manifest):
+def manifest(shared):
+    """The manifest of a small generated data set."""
+    return workbench.once(shared / "data", workbench.make_data) / "manifest"
+
+
+@pytest.fixture(scope="session")
+def trained(shared, manifest):
     """A smoke run of six steps, checkpoints at 3 and 6."""
-    workdir = tmp_path_factory.mktemp("run") / "smoke"
-    workbench.vdm(*workbench.train(workdir, manifest, "--steps=6", "--config.save_every=3"))
-    return workdir
+
+    def train(workdir):
+        words = workbench.train(workdir, manifest, "--steps=6", "--config.save_every=3")
+        workbench.vdm(*words)
+
+    return workbench.once(shared / "trained", train)

@@ -16,6 +16,7 @@ from vdm_jax.cascade import Apart, Cascade, Turns
 from vdm_jax.config import UserError
 from vdm_jax.denoiser import Denoiser
 from vdm_jax.diffusion.constraints import Keep
+from vdm_jax.diffusion.guides import DynamicThreshold, Threshold
 from vdm_jax.diffusion.parameterization import X0
 from vdm_jax.diffusion.prior import Prior, Shared
 from vdm_jax.diffusion.process import Process
@@ -33,6 +34,7 @@ from vdm_jax.stage import Stage
 from vdm_jax.windows import Windows
 
 NORM = Norm(groups=4)
+HOLDS = Sampler(constraints=(Keep(),), known="noised")
 IN_TIME = Temporal(part=Attention(heads=HeadCount(2), init="random"), at="after_res")
 
 
@@ -226,9 +228,20 @@ def test_the_noise_on_what_is_below_can_be_swept(words):
     assert np.any(clean != much)
 
 
+def test_a_stage_that_adds_nothing_enlarges(words):
+    """A network whose output is 0, of what a video has beyond the one below, leaves that one."""
+    made = pipeline(stage(link=Link(factor=2, detail=0.1)), words)
+    made = dataclasses.replace(made, params=jax.tree.map(jnp.zeros_like, made.params))
+    below = np.random.default_rng(0).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)
+    found = videos(made([request()], [below]))[0]
+    larger = jax.image.resize(below.astype(np.float32), (4, 8, 8, 3), "bilinear")
+    np.testing.assert_allclose(found, larger, atol=0.51)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"link": Link(factor=2, detail=0.1), "sampler": HOLDS}, "no signal reads 'below'"),
         ({"patch": (2, 8, 8)}, "reads whole frames"),
         ({"patch": (1, 8, 9)}, "whole multiples of 2 x 2"),
         ({"link": Link(select=Ends())}, "neither Keep nor Reconstruct"),
@@ -237,3 +250,9 @@ def test_the_noise_on_what_is_below_can_be_swept(words):
 def test_stages_that_do_not_fit_are_refused(changes, said):
     (found,) = dataclasses.replace(stage(), **changes).problems()
     assert said in found
+
+
+@pytest.mark.parametrize("guide", [Threshold(), DynamicThreshold()])
+def test_details_are_no_pixels_to_clip(guide):
+    (found,) = stage(link=Link(factor=2, detail=0.1), guides=(guide,)).problems()
+    assert type(guide).__name__ in found and "detail" in found

@@ -15,6 +15,7 @@ from vdm_jax.nets.encoders import TextEmbedding
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.rules import table
 from vdm_jax.signals import (
+    NoiseTime,
     PackedText,
     PooledText,
     Signal,
@@ -133,6 +134,17 @@ def test_a_vector_has_a_null_for_nothing_and_dropped():
     assert np.any(out[2]) and np.abs(out[0] - out[1]).max() > 1e-3
     other = module.apply(params, value.at[0, 0].multiply(2), batch, dropped)
     assert np.any(other[0, 0] != out[0])
+
+
+def test_no_noise_is_a_time_like_others():
+    """Of noise on a condition there may be none, which is no null: it lies next to very little."""
+    module = NoiseTime(width=6)
+    batch, _ = carrier([[ONE, TWO]], segments=4)
+    value, hidden = jnp.asarray([[0.0, 1e-4, 0.3, 0.3]]), jnp.asarray([[False] * 3 + [True]])
+    params = module.init(jax.random.key(0), value, batch, hidden)
+    none, little, much, unsaid = np.asarray(module.apply(params, value, batch, hidden))[0]
+    assert np.linalg.norm(none - little) < 0.1 * np.linalg.norm(none - much)
+    assert np.linalg.norm(none) > 0.1 * np.linalg.norm(much) and not unsaid.any()
 
 
 @pytest.mark.parametrize("time_input", [ScaledTime(), TableIndex(), QuarterLogSigma()])

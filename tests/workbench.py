@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
+
+from vdm_jax.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=experiments/demo.py:smoke"
@@ -21,6 +28,17 @@ def environment(**extra: str) -> dict[str, str]:
 def call(*words: object, module: str = "vdm_jax") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", module, *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=ROOT)
+
+
+def here(*words: object) -> subprocess.CompletedProcess[str]:
+    """`vdm` in this process: what is refused before anything begins needs none of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as end:  # of argparse
+            code = end.code
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def vdm(*words: object) -> subprocess.CompletedProcess[str]:
@@ -49,3 +67,13 @@ def train(workdir: Path, manifest: Path, *more: str) -> tuple[str, ...]:
 
 def digest(workdir: Path) -> dict[str, object]:
     return json.loads(vdm("digest", workdir, "--json").stdout)
+
+
+def once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """The folder that the first of pytest's workers to ask for it makes, and the others share."""
+    made = folder.with_suffix(".made")
+    with FileLock(folder.with_suffix(".lock")):
+        if not made.exists():
+            make(folder)
+            made.touch()
+    return folder

@@ -10,7 +10,8 @@ sampling than it was in training. `raw` has
                                          and a channel that is 1 where a frame is given
     augmentation  (b e)                  the time of the noise that was put on it, 0 for none
 
-and signals of these names put them into the slots `channels` and `vector`.
+and signals of these names put them into the slots `channels` and `vector`. With `detail` the stage
+makes what its video has beyond that alone (`apart`, `together`).
 
 Noise on the condition in training makes a stage forgive what the stage below does badly; how much
 of it there is to be in sampling can then be chosen (Ho et al. 2022a, section 4.2).
@@ -32,7 +33,7 @@ from vdm_jax.config import UserError
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedule import Cosine
 from vdm_jax.diffusion.times import Times, Uniform
-from vdm_jax.types import Count, Fraction, Natural, Video
+from vdm_jax.types import Count, Fraction, Natural, Positive, Video
 
 NONE = -1  # no frame
 Places = Int[Array, "b f"]
@@ -213,11 +214,15 @@ class Augment:
 class Link:
     """Attributes:
     factor: how many times smaller the pictures below are, in height and in width.
+    detail: the standard deviation of what a video has beyond what is told of it without noise,
+      in model values; this then is what the stage makes (Li et al. 2022, SRDiff), in units of its
+      standard deviation. None is the video itself.
     """
 
     select: Selection = EveryFrame()
     factor: Count = 1
     augment: Augment | None = None
+    detail: Positive | None = None
 
     def train(self, batch: Frames, seed: int | Array) -> Mapping[str, Array]:
         """What the stage is told of a batch of true videos."""
@@ -230,6 +235,18 @@ class Link:
         """What the stage is told in sampling `batch`; `below` has its examples, in their places."""
         at = 0.0 if self.augment is None else self.augment.at
         return self._told(below, batch, jnp.full(batch.examples.valid.shape, at), seed)
+
+    def apart(self, batch: Frames, told: Mapping[str, Array]) -> Frames:
+        """The batch with what its videos have beyond what is told of them in their place."""
+        if self.detail is None:
+            return batch
+        mean, scale = self._mean(batch, told), told["scale"]
+        given = None if batch.given is None else (batch.given - mean) / scale
+        return batch.replace(x=(batch.x - mean) / scale, given=given)
+
+    def together(self, x: Video, batch: Frames, told: Mapping[str, Array]) -> Video:
+        """The inverse of `apart`: x of the batch -> the videos."""
+        return x if self.detail is None else self._mean(batch, told) + told["scale"] * x
 
     def give(self, below: Frames, batch: Frames) -> Frames:
         """The batch with the video below as what is known of it, for `Keep` and `Reconstruct`: of
@@ -267,7 +284,23 @@ class Link:
             eps = below.white(below.keys(seed, "below"))
             x = self.augment.process.noise(below.x, eps, jax.tree.map(below.spread, at))
             below = below.replace(x=x)
-        return {"below": self._expand(below, batch), "augmentation": time}
+        told = {"below": self._expand(below, batch), "augmentation": time}
+        if self.detail is not None:
+            # Of unit variance, x less alpha (alpha x + sigma n) varies by sigma^2. What is told
+            # nothing is left whole.
+            sigma = 0.0 if self.augment is None else batch.spread(at.sigma)
+            left = jnp.sqrt(self.detail**2 + jnp.square(sigma))
+            given = self._fetch(below, batch)[1][..., None, None, None]
+            told["scale"] = jnp.where(given, left, 1.0)
+        return told
+
+    def _mean(self, batch: Frames, told: Mapping[str, Array]) -> Video:
+        """What is to be expected of videos of unit variance by what is told of them."""
+        below = told["below"][..., : batch.x.shape[-1]]
+        if self.augment is None:
+            return below
+        at = self.augment.process.level(told["augmentation"][..., None])
+        return batch.spread(at.alpha) * below
 
     def _expand(self, below: Frames, batch: Frames) -> Video:
         """The video below at the frames and the size of `batch`; zeros where there is none."""

@@ -275,6 +275,7 @@ def _generate(stage: Stage, params: Params, arrays: Mapping[str, Any]) -> jax.Ar
         below = _below(stage, arrays, frames)
         if stage.told_below:
             told = stage.link.sample(below, frames)
+            batch = stage.link.apart(frames, told)
         else:
             batch = stage.link.give(below, frames)
     scale = jnp.full_like(arrays["fps"], stage.sampler.guidance or 1)
@@ -298,6 +299,8 @@ def _generate(stage: Stage, params: Params, arrays: Mapping[str, Any]) -> jax.Ar
 
     process, sampler = stage.learnt_process(params), stage.sampler
     x = sample(denoise, batch, process=process, sampler=sampler, prior=stage.prior, conds=conds)
+    if told:
+        x = stage.link.together(x, cast(Frames, batch), told)
     return as_packed(batch.replace(x=x)).x if isinstance(batch, Frames) else x
 
 

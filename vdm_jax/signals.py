@@ -21,7 +21,7 @@ from vdm_jax.axes import EMBED
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.cond import Cond, Text, Tokens
 from vdm_jax.config import UserError
-from vdm_jax.nets.layers import SMALL, dense, parameter
+from vdm_jax.nets.layers import SMALL, TimeEmbedding, dense, parameter
 from vdm_jax.types import Count, Fraction, Positive
 
 NULL_TOKEN = 0
@@ -208,6 +208,18 @@ class Sinusoid(nn.Module):
         null_init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (EMBED,))
         null = jnp.asarray(self.param("null", null_init, (self.width,)))
         return jnp.where((dropped | (value <= 0))[..., None], null, out)
+
+
+class NoiseTime(nn.Module):
+    """The time of the noise on a condition, in [0, 1] -> vector, as a network is told of its own
+    noise; 0, no noise at all, is a time like others. Zeros where it is hidden."""
+
+    width: Count
+
+    @nn.compact
+    def __call__(self, value: Array, batch: Frames | Packed, dropped: Bool[Array, "b e"]) -> Array:
+        vector = TimeEmbedding(self.width, name="time")(1000 * value[..., None])[..., 0, :]
+        return jnp.where(dropped[..., None], 0, vector)
 
 
 class Vector(nn.Module):

@@ -10,7 +10,7 @@ from vdm_jax.batch import Frames, Packed, as_frames
 from vdm_jax.codecs import Codec, Embedding, Pixels
 from vdm_jax.denoiser import Denoiser
 from vdm_jax.diffusion.constraints import Keep
-from vdm_jax.diffusion.guides import Reconstruct
+from vdm_jax.diffusion.guides import DynamicThreshold, Reconstruct, Threshold
 from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
@@ -142,6 +142,14 @@ class Stage:
         if not self.whole_frames:
             found.append("stage.link is given, but its backbone reads packed patches; take a UNet.")
         rules = (*self.sampler.guides, *self.sampler.constraints)
+        if self.link.detail is not None and not self.told_below:
+            found.append("stage.link.detail is given, but no signal reads 'below'; leave it out.")
+        for rule in rules if self.link.detail is not None else ():
+            if isinstance(rule, Threshold | DynamicThreshold):
+                found.append(
+                    f"stage.sampler clips pixels ({type(rule).__name__}), but stage.link.detail "
+                    "leaves the stage what is beyond them; take one of the two out."
+                )
         if not self.told_below and not any(isinstance(r, Keep | Reconstruct) for r in rules):
             found.append(
                 "stage.link is given, but no signal reads 'below', and its sampler has neither "

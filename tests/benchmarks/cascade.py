@@ -4,9 +4,10 @@
         --truth=data/cascade/unseen [--clips=64] [--out=FILE]
 
 truth    each stage that enlarges is given the true video below, made of true clips that nobody
-         trained on; what it makes is held against the true clip, beside interpolation (linear in
-         time, cubic in space): PSNR in dB, and the ratio of edge energies, 1 where edges are as
-         sharp as they are in truth;
+         trained on, and told that no noise is on it; what it makes is held against the true clip,
+         beside interpolation (linear in time, cubic in space): PSNR in dB of the squared error's
+         mean over all clips, and the ratio of edge energies, 1 where edges are as sharp as they are
+         in truth;
 judge    colour, direction and object of what the whole cascade makes for the same captions, and
          of its first stage's videos, interpolated;
 sweep    the same scores, and the ratio of edge energies to the true clips', for several times of
@@ -42,9 +43,9 @@ def edges(video: Video) -> float:
     return float(np.square(np.diff(x, axis=1)).mean() + np.square(np.diff(x, axis=2)).mean())
 
 
-def psnr(video: Video, truth: Video) -> float:
-    error = np.square(video.astype(np.float64) - truth).mean()
-    return float(10 * np.log10(255**2 / max(error, 1e-9)))
+def far(video: Video, truth: Video) -> float:
+    """Mean squared error."""
+    return float(np.square(video.astype(np.float64) - truth).mean())
 
 
 def below(link: Link, video: Video) -> Video:
@@ -69,15 +70,19 @@ def enlarging(stage: Any, clips: Sequence[tuple[Request, Video]]) -> dict[str, A
     """One stage against interpolation, given the truth below."""
     link = stage.stage.link
     small = [below(link, clip) for _, clip in clips]
-    made = dict(stage([request for request, _ in clips], small))
-    found: dict[str, list[float]] = {}
-    for index, (_, clip) in enumerate(clips):
-        for name, video in (
-            ("stage", made[index]), ("interpolated", interpolated(small[index], clip.shape[:3]))
-        ):  # fmt: skip
-            found.setdefault(f"psnr {name}", []).append(psnr(video, clip))
-            found.setdefault(f"edges {name}", []).append(edges(video) / edges(clip))
-    return {name: round(float(np.mean(values)), 3) for name, values in found.items()}
+    told = stage.override(augmentation=0.0)
+    made = dict(told([request for request, _ in clips], small))
+    found = {}
+    for name, video in (
+        ("stage", lambda i, clip: made[i]),
+        ("interpolated", lambda i, clip: interpolated(small[i], clip.shape[:3])),
+    ):
+        pairs = [(video(i, clip), clip) for i, (_, clip) in enumerate(clips)]
+        error = np.mean([far(*pair) for pair in pairs])
+        found[f"psnr {name}"] = round(float(10 * np.log10(255**2 / error)), 2)
+        sharp = np.mean([edges(one) for one, _ in pairs]) / np.mean([edges(t) for _, t in pairs])
+        found[f"edges {name}"] = round(float(sharp), 3)
+    return found
 
 
 def scores(videos: Sequence[Video], scenes: Sequence[generated.Scene]) -> dict[str, float]:

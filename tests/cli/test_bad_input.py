@@ -8,25 +8,26 @@ import numpy as np
 import pytest
 
 from data_pipeline.encode import write_mp4
-from tests.workbench import SMOKE, call, train, vdm
+from tests.workbench import SMOKE, call, here, train, vdm
 
+EIGHT = (SMOKE, "--config.data.rows=8")  # a row for each of the tests' devices
 CONFIG_MISTAKES = [
     (("--config=experiments/demmo.py",), ("demmo.py", "experiments/demo.py")),
-    ((SMOKE, "--config.stepss=3"), ("stepss", "steps")),
-    ((SMOKE, "--config.data.rowz=3"), ("rowz", "rows")),
-    ((SMOKE, "--config.steps=many"), ("many",)),
-    ((SMOKE, "--config.steps=-1"), ("steps", "-1", "at least 1")),
-    ((SMOKE, "--config.knobs.learning_rate=-0.001"), ("learning_rate", "-0.001", "above 0")),
-    ((SMOKE, "--config.knobs.learning_rate=nan"), ("learning_rate", "nan")),
-    ((SMOKE, "--config.data.rows=3", "--config.microbatches=2"), ("rows", "3")),
-    ((SMOKE, "--config.knobs.manifest=/nowhere/at/all"), ("/nowhere/at/all",)),
-    ((SMOKE, "--config.stage.denoiser.backbone.width=10"), ("width", "10")),
-    ((SMOKE, "--config.mesh.data=7"), ("7",)),
-    ((SMOKE, "--config.rules=fspd"), ("fspd", "fsdp")),
-    ((SMOKE, "--workdri=x"), ("--workdri",)),
-    ((SMOKE, "--profile=5"), ("--profile", "a:b")),
-    ((SMOKE, "--steps=0"), ("--steps", "0")),
-    ((SMOKE, "--fork=x"), ("--fork", "DIR@STEP")),
+    ((*EIGHT, "--config.stepss=3"), ("stepss", "steps")),
+    ((*EIGHT, "--config.data.rowz=3"), ("rowz", "rows")),
+    ((*EIGHT, "--config.steps=many"), ("many",)),
+    ((*EIGHT, "--config.steps=-1"), ("steps", "-1", "at least 1")),
+    ((*EIGHT, "--config.knobs.learning_rate=-0.001"), ("learning_rate", "-0.001", "above 0")),
+    ((*EIGHT, "--config.knobs.learning_rate=nan"), ("learning_rate", "nan")),
+    ((*EIGHT, "--config.data.rows=3", "--config.microbatches=2"), ("rows", "3")),
+    ((*EIGHT, "--config.knobs.manifest=/nowhere/at/all"), ("/nowhere/at/all",)),
+    ((*EIGHT, "--config.stage.denoiser.backbone.width=10"), ("width", "10")),
+    ((*EIGHT, "--config.mesh.data=7"), ("7",)),
+    ((*EIGHT, "--config.rules=fspd"), ("fspd", "fsdp")),
+    ((*EIGHT, "--workdri=x"), ("--workdri",)),
+    ((*EIGHT, "--profile=5"), ("--profile", "a:b")),
+    ((*EIGHT, "--steps=0"), ("--steps", "0")),
+    ((*EIGHT, "--fork=x"), ("--fork", "DIR@STEP")),
     (("--config=README.md",), ("README.md",)),
     ((), ("--config=",)),
 ]
@@ -46,7 +47,7 @@ def refused(done, code, *words):
 def test_a_config_mistake_costs_nothing(words, said, tmp_path, manifest):
     named = any("manifest" in word for word in words) or SMOKE not in words
     words = words if named else (*words, f"--config.knobs.manifest={manifest}")
-    refused(call("train", f"--workdir={tmp_path / 'run'}", *words), 2, *said)
+    refused(here("train", f"--workdir={tmp_path / 'run'}", *words), 2, *said)
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
@@ -93,7 +94,7 @@ SAMPLE_MISTAKES = [
 )
 def test_a_sampling_mistake(words, said, tmp_path, trained):
     out = tmp_path / "out"
-    refused(call("sample", trained, f"--out={out}", *words), 2, *said)
+    refused(here("sample", trained, f"--out={out}", *words), 2, *said)
     assert not list(out.glob("*.mp4"))
 
 

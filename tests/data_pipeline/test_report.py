@@ -20,7 +20,7 @@ from data_pipeline.picture import draw
 from data_pipeline.sizes import Native
 from data_pipeline.tables import tables
 from tests.data_pipeline import synthetic
-from tests.workbench import SMOKE, call
+from tests.workbench import SMOKE, call, here
 
 CLIPS = 400
 
@@ -270,7 +270,7 @@ def test_the_table_says_what_was_found(made, capsys):
     ],
 )
 def test_a_mistake_in_the_command(made, words, code, said):
-    done = call("report", SMOKE, f"--manifest={made}", "--steps=2", *words, module="data_pipeline")
+    done = here("report", SMOKE, f"--manifest={made}", "--steps=2", *words)
     assert done.returncode == code and "Traceback" not in done.stderr and done.stdout == ""
     for word in said:
         assert word in done.stderr, done.stderr

@@ -1,5 +1,7 @@
 """Law 6: a stage is told the same in training and in sampling; counts of frames; what is below."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -178,6 +180,37 @@ def test_noise_has_the_variance_of_its_time():
     np.testing.assert_allclose(told["augmentation"], at)
     drawn = Link(augment=Augment(times=Within(low=0.2, high=0.4))).train(batch, 1)["augmentation"]
     assert np.all((drawn > 0.2) & (drawn <= 0.4))
+
+
+DETAILS = {name: dataclasses.replace(link, detail=0.1) for name, link in LINKS.items()}
+
+
+@pytest.mark.parametrize("link", DETAILS.values(), ids=DETAILS)
+def test_what_is_apart_comes_together_again(link):
+    """In sampling, too, where known frames go the same way; what is told nothing is whole."""
+    row = ((1, 7), (2, 1), (3, 4))
+    batch = frames_of(row)
+    batch = batch.replace(given=batch.x, known=batch.position < 1)
+    below = compact(link, batch, row)
+    told = link.sample(below, batch, 0)
+    apart = link.apart(batch, told)
+    np.testing.assert_allclose(link.together(apart.x, batch, told), batch.x, atol=1e-5)
+    np.testing.assert_array_equal(apart.given, apart.x)
+    untold = np.asarray(told["scale"])[0, :, 0, 0, 0] == 1
+    np.testing.assert_array_equal(np.asarray(apart.x)[0, untold], np.asarray(batch.x)[0, untold])
+    assert untold[7] == (not isinstance(link.select, EveryFrame))  # a still
+
+
+@pytest.mark.parametrize("augment", [None, NOISY], ids=["clear", "noisy"])
+def test_details_vary_by_one(augment):
+    """Of pictures of unit variance, told with noise; told without, by what is left of `detail`."""
+    batch = frames_of(((1, 12),), side=32)
+    x = jax.random.normal(jax.random.key(0), batch.x.shape)
+    small = 0.1 * jax.random.normal(jax.random.key(1), batch.x.shape)
+    link = Link(augment=augment, detail=0.1)
+    told = link.sample(batch.replace(x=x), batch, 3)
+    apart = link.apart(batch.replace(x=x + small), told)
+    assert float(apart.x.std()) == pytest.approx(1, rel=0.02)
 
 
 def test_windows_fall_on_the_frames_below():

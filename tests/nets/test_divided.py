@@ -70,10 +70,8 @@ def single():
     return program()[0]
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("ring", "ulysses")]
-
-
-@pytest.mark.parametrize("name", ["ring_and_heads", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MESHES)
 def test_divided_tokens_change_nothing(name):
     data, seq, tensor = MESHES[name].values()
     expected = single()

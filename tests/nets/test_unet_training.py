@@ -8,7 +8,6 @@ from flax.core import meta
 
 from tests.nets.rows import quick, random_like
 from tests.nets.test_unet3d import CHANNELS, SIDE, image, rows
-from vdm_jax.config import UserError
 from vdm_jax.nets.clip import Clip, Dropout, as_tokens
 from vdm_jax.nets.unet3d import UNet3D
 
@@ -74,19 +73,3 @@ def test_waves_show_fine_detail():
     found, whole, half = (run(batch.x + by) for by in (0.0, 2.0**-6, 2.0**-7))
     np.testing.assert_allclose(found, whole, atol=1e-2)
     assert np.abs(found - half).max() > 0.1
-
-
-def test_what_enlarges_adds_to_what_it_is_told():
-    """By the same weights the plain network's output more; padding stays 0, whatever is there."""
-    plain, adds = (UNet3D(image=image(), cross=("text",), residual=r) for r in (False, True))
-    batch, time, cond = rows(((0, 3),))
-    told = jnp.asarray(np.random.default_rng(1).normal(size=(*batch.x.shape[:-1], CHANNELS + 1)))
-    told = jnp.where((batch.segment > 0)[..., None, None, None], told, jnp.nan)
-    args = batch, time, cond.replace(channels=told.astype(jnp.float32))
-    shapes = meta.unbox(jax.eval_shape(plain.init, jax.random.key(0), *args))
-    params = {"params": random_like(shapes["params"])}
-    one, other = (quick(net.apply)(params, *args) for net in (plain, adds))
-    np.testing.assert_allclose(other[:, :3], one[:, :3] + told[:, :3, ..., :CHANNELS], atol=1e-5)
-    assert not np.any(other[:, 3:]) and np.abs(one[:, :3]).max() > 0
-    with pytest.raises(UserError, match="residual needs a signal"):
-        adds.init(jax.random.key(0), batch, time, cond)

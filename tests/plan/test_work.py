@@ -247,6 +247,7 @@ def test_attention_is_by_one_backend_everywhere_inside():
     assert counted == [2 * 2 * 256**2 * 2 * 8, 0]
 
 
+@pytest.mark.slow
 def test_a_unet_is_planned_for_this_machine():
     """From its config to the figures of a training step."""
     run = unet()

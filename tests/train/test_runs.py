@@ -31,6 +31,7 @@ def start_line(workdir):
     return next(x for x in read_lines(workdir / "metrics.jsonl") if "restored_step" in x)
 
 
+@pytest.mark.slow
 def test_any_three_files_train_in_one_program(tmp_path):
     manifest = index(films(tmp_path / "films"), tmp_path / "manifest")
     workdir = tmp_path / "run"

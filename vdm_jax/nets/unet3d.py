@@ -169,8 +169,6 @@ class UNet3D(nn.Module):
     Attributes:
       temporal: what acts in time, and where; of several at one place, in this order.
       cross: names of the condition's token sets that blocks attend to.
-      residual: the output is what is added to the video among the channels that it is told, which a
-        stage that enlarges need not make anew.
       waves: n of features sin(2^n pi x) and cos(2^n pi x) of the input, which join it: what shows
         it in fine detail (Kingma et al. 2021, appendix C).
       remat: a name of `remat.REMAT`, for each level of each way.
@@ -180,7 +178,6 @@ class UNet3D(nn.Module):
     image: ImageUNet
     temporal: tuple[Temporal, ...] = ()
     cross: tuple[str, ...] = ()
-    residual: bool = False
     waves: tuple[int, ...] = ()
     remat: str = "none"
     dtype: str = "float32"
@@ -226,10 +223,6 @@ class UNet3D(nn.Module):
             x = jnp.concatenate([x, first * image.gain], axis=-1)
         x = nn.silu(image.norm("norm_out")(x, clip))
         out = Convolution(image.channels_out, (EMBED, PATCH), start=ZERO, name="conv_out")(x)
-        if self.residual:
-            if cond.channels is None:
-                raise UserError("residual needs a signal in the slot 'channels'; leave it out.")
-            out += cond.channels[..., : image.channels_out]
         return jnp.where(there, out, 0)
 
     def _levels(self, x: Video, clip: Clip) -> Video:

@@ -46,11 +46,12 @@ def to_stage(
     if stage.first:
         return batch, raw
     frames = cast(Frames, batch)
-    if stage.link is not None and stage.told_below:
-        raw |= stage.link.train(frames, seed or 0)
     if stage.image is not None:
         below = frames if stage.link is None else stage.link.reduce(frames)
         raw[IMAGE] = of_batch(stage.image, {"params": frozen[IMAGE]}, below)
+    if stage.link is not None and stage.told_below:
+        told = stage.link.train(frames, seed or 0)
+        return stage.link.apart(frames, told), raw | told
     return batch, raw
 
 
