@@ -34,10 +34,10 @@ Command  python -m vdm_jax encode --config=experiments/make_a_video.py:embed --v
          --config.knobs.clip names the folder of CLIP's weights.
 Variant  image: the decoder of images alone; embed: what `encode` sees, a frame of each clip.
          smoke-prior, smoke-embed and so on: seconds on a CPU, for tests; their encoder is drawn.
-Result   smoke-prior, 600 steps on 2,000 generated clips: of 64 captions whose combinations were never
-         trained on, the embedding made has a cosine of 0.98 to that of the caption's own clip, 0.67
-         to those of the others, and is nearer to its own than to 96 of 100; guidance between 1 and
-         5 changes little. The rest smoke only.
+Result   smoke-prior, 600 steps on 2,000 generated clips: of 64 captions whose combinations were
+         never trained on, the embedding made has a cosine of 0.98 to that of the caption's own clip
+         and 0.67 to those of the others, and is nearer to its own than to 96 of 100 of these;
+         guidance between 1 and 5 changes little. The other stages: smoke only.
 """
 
 from __future__ import annotations

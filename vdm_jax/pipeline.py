@@ -299,7 +299,7 @@ def _generate(stage: Stage, params: Params, arrays: Mapping[str, Any]) -> jax.Ar
 
     process, sampler = stage.learnt_process(params), stage.sampler
     x = sample(denoise, batch, process=process, sampler=sampler, prior=stage.prior, conds=conds)
-    if told:
+    if stage.link is not None and told:
         x = stage.link.together(x, cast(Frames, batch), told)
     return as_packed(batch.replace(x=x)).x if isinstance(batch, Frames) else x
 

@@ -51,7 +51,7 @@ def to_stage(
         raw[IMAGE] = of_batch(stage.image, {"params": frozen[IMAGE]}, below)
     if stage.link is not None and stage.told_below:
         told = stage.link.train(frames, seed or 0)
-        return stage.link.apart(frames, told), raw | told
+        return stage.link.apart(frames, told), {**raw, **told}
     return batch, raw
 
 
