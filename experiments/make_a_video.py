@@ -83,8 +83,8 @@ TINY = {"side": 16, "patch": 4, "width": 32, "depth": 2, "heads": 2, "hidden": 6
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """One UNet: `window` frames of `side` are trained on; `attend` are the levels that attend in
-    space, and all of them in time; `factor` and `stride` are what it enlarges."""
+    """One UNet: it is trained on `window` frames of `side` pixels; levels in `attend` attend in
+    space; `factor` and `stride` are what it enlarges, in space and in time."""
 
     side: int
     window: int

@@ -98,6 +98,14 @@ def test_drawn_weights_are_the_same_ones_everywhere():
     assert made.shape == (2, 4) and np.abs(made[0] - made[1]).max() > 1e-2
 
 
+def test_what_a_config_leaves_out_is_as_its_library_has_it():
+    usual = pytest.importorskip("transformers").CLIPVisionConfig().to_dict()
+    assert module_of({"model_type": "clip_vision_model"}) == module_of(usual)
+    assert (
+        module_of({"model_type": "clip", "vision_config": usual, "projection_dim": 8}).side == 224
+    )
+
+
 def test_a_folder_that_does_not_fit_is_said(tmp_path):
     folder = tmp_path / "clip"
     folder.mkdir()

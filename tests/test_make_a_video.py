@@ -17,7 +17,7 @@ from tests.nets.rows import random_like
 from tests.workbench import call, make_data, vdm
 from vdm_jax import gallery, pipeline
 from vdm_jax.cascade import Cascade
-from vdm_jax.config import UserError, build
+from vdm_jax.config import UserError, build, problems
 from vdm_jax.image_prompt import of_videos
 from vdm_jax.pipeline import Pipeline
 from vdm_jax.requests import Capacity, Desk, Job, Request
@@ -50,6 +50,12 @@ def answer(name, params, raw):
         return stage.denoiser.apply(params, batch, at, cond)
 
     return np.asarray(jax.jit(asked)(params))
+
+
+@pytest.mark.parametrize("name", [*make_a_video.STAGES, *make_a_video.PRIORS])
+def test_every_variant_fits_together(name):
+    config = make_a_video.get_config(name)
+    assert problems(config) == [] and build(config).stage.problems() == []
 
 
 def test_each_network_begins_as_the_one_that_it_inherits():
