@@ -71,7 +71,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
 from vdm_jax.diffusion.schedule import Cosine
 from vdm_jax.diffusion.steppers import Ancestral, Ddim
-from vdm_jax.diffusion.times import Stratified, Within
+from vdm_jax.diffusion.times import LogitNormal, Stratified, Within
 from vdm_jax.diffusion.weights import MinSnr
 from vdm_jax.links import Augment, EveryFrame, Link, Strided
 from vdm_jax.nets.clip import HeadWidth
@@ -137,19 +137,20 @@ STAGES = {
         window=128, size=(256, 256), width=160, mults=(1, 2, 3, 4), blocks=(2, 4, 6, 6), factor=4,
     ),
     "smoke-base": Sizes(
-        window=8, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 2), attend=(1,), head=32,
-        groups=8, skip=2, steps=32,
+        window=8, size=(16, 16), width=32, mults=(1, 2, 4), blocks=(1, 1, 2), attend=(1, 2),
+        head=32, groups=8, skip=2, steps=32,
     ),
     "smoke-time": Sizes(
-        window=16, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
-        stride=2, steps=16, resample="after", detail=0.025,
+        window=16, size=(16, 16), width=16, mults=(1, 2), blocks=(1, 1), head=16, groups=8,
+        stride=2, steps=8, resample="after", detail=0.025,
     ),
     "smoke-space": Sizes(
         window=16, size=(32, 32), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
-        factor=2, steps=16, resample="after", detail=0.07,
+        factor=2, steps=8, detail=0.07,
     ),
 }  # fmt: skip
-SMOKE_STEPS = {"smoke-base": 1300, "smoke-time": 350, "smoke-space": 400}
+SMOKE_STEPS = {"smoke-base": 1100, "smoke-time": 500, "smoke-space": 450}
+SMOKE_ROWS = {"smoke-base": 16, "smoke-time": 8, "smoke-space": 4}
 PROMPTS = (
     "a red circle moving right over a plain dark background",
     "a blue square moving down over light stripes",
@@ -169,7 +170,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         "learning_rate": 2e-3 if smoke else 1e-4,
         "text_drop": 0.1,
         "guidance": 3.0 if smoke else 4.0,
-        "augmentation": 0.1 if smoke else SNR_3,
+        "augmentation": 0.05 if smoke else SNR_3,
     }
     if smoke:
         usual["muon_rate"] = 1e-2
@@ -180,7 +181,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         knobs,
         frames=sizes.window,
         size=sizes.size,
-        rows=(16 if first else 8) if smoke else 256,
+        rows=SMOKE_ROWS.get(name, 256),
         images=0 if smoke or sizes.stride > 1 else 8,
         stride=sizes.skip,
         # A still has no frames between its own.
@@ -225,10 +226,12 @@ def _link(sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDict:
     select = spec(EveryFrame)
     if sizes.stride > 1:
         select = spec(Strided, stride=sizes.stride, fill=fill)
+    # A small stage has little time to learn of noise that the one below hardly leaves.
+    times = spec(Within, high=0.2, base=spec(LogitNormal, mean=-2.0)) if smoke else None
     augment = spec(
         Augment,
         process=spec(Process, schedule=spec(Cosine)),
-        times=spec(Within, high=0.2 if smoke else 0.5),
+        times=times or spec(Within, high=0.5),
         at=knobs.get_ref("augmentation"),
     )
     return spec(Link, select=select, factor=sizes.factor, augment=augment, detail=sizes.detail)

@@ -1,7 +1,7 @@
 """Where the time of a training step goes, by part of the model, from a trace of real steps.
 
     python -m tests.benchmarks.step [--config=experiments/demo.py] [--manifest=DIR] [--steps=8]
-                                    [--json]
+                                    [--json] [--config.a.b=value ...]
 
 Every operation that XLA ran is charged with its self time (its own, without what it called) to the
 part of the program that its metadata names. Shares are of the busy time of all threads, so they do
@@ -37,6 +37,9 @@ from vdm_jax.train.program import make_program
 
 # (part, pattern of an operation's path); the first that matches counts.
 PARTS = (
+    ("in time", r"/after_\w+_\d+_\d+/"),
+    ("convolutions, norms", r"/res_\d+/|/(down|up|conv_in|conv_out|norm_out)/"),
+    ("attention in space", r"/follow_\d+/"),
     ("cross-attention", r"/cross_\w+/"),
     ("self-attention", r"/attention/"),
     ("feed-forward", r"/mlp/"),
@@ -120,8 +123,8 @@ def main() -> None:
     parser.add_argument("--manifest", default="data/demo/manifest")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
-    options = parser.parse_args()
-    words = [f"--config={options.config}", f"--config.knobs.manifest={options.manifest}"]
+    options, rest = parser.parse_known_args()
+    words = [f"--config={options.config}", f"--config.knobs.manifest={options.manifest}", *rest]
     found = measure(configs.load(words), options.steps)
     if options.json:
         print(json.dumps(found))

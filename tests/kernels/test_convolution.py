@@ -1,5 +1,7 @@
 """A convolution's gradients against those JAX derives, and against its definition."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,35 @@ def test_gradients_are_those_of_the_convolution(size, stride, channels):
     theirs = jax.grad(loss(_convolve), (0, 1))(x, kernel)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", [(1, 1), (2, 2), (2, 9), (3, 1)])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (4, 2), (5, 1)])
+def test_pictures_smaller_than_the_kernel(size, stride, side):
+    """Values and gradients against the compiler's own."""
+    x, kernel = inputs(size, stride, side=side)
+    around = ((size // 2,) * 2,) * 2
+
+    def theirs(x, kernel):
+        names = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), around, dimension_numbers=names
+        )
+
+    ours = functools.partial(convolve, stride=stride)
+    np.testing.assert_allclose(ours(x, kernel), theirs(x, kernel), rtol=1e-4, atol=1e-4)
+    found, wanted = (
+        jax.grad(lambda x, k, f=f: jnp.sin(f(x, k)).sum(), (0, 1))(x, kernel)
+        for f in (ours, theirs)
+    )
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cpu_sees_small_pictures_in_one_product():
+    x, kernel = inputs(3, 1, side=(2, 2))
+    text = jax.jit(lambda x, k: convolve(x, k, 1)).lower(x, kernel).compile().as_text()
+    assert " convolution(" not in text
 
 
 def test_its_values_and_slopes():

@@ -6,7 +6,9 @@ XLA for the CPU has a fast convolution, and outside of loops and branches it bri
 its form. Inside of them, as in the scan over microbatches, it computes them element by element: of
 16 x 16 pictures of 32 channels dx took 301 ms instead of 12, of 8 x 8 ones dK a hundred times as
 long. Here dx is that convolution as it stands, of a kernel turned around, and dK a product for
-every place of the kernel. For other platforms the compiler chooses.
+every place of the kernel. Pictures smaller than the kernel, which that convolution is slow at, are
+one product of all that the kernel sees: of 2 x 2 ones of 128 channels 2 ms instead of 54. For other
+platforms the compiler chooses.
 """
 
 from __future__ import annotations
@@ -39,9 +41,30 @@ def _convolve(x: Array, kernel: Array, stride: int) -> Array:
 
 def _window(x: Array, kernel: Array, stride: int, around: Sequence[tuple[int, int]]) -> Array:
     names = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), around, dimension_numbers=names
-    )
+
+    def by_compiler(x: Array, kernel: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), around, dimension_numbers=names
+        )
+
+    if min(x.shape[1:3]) >= kernel.shape[0]:
+        return by_compiler(x, kernel)
+    seen = functools.partial(_seen, stride=stride, around=around)
+    return jax.lax.platform_dependent(x, kernel, cpu=seen, default=by_compiler)
+
+
+def _seen(x: Array, kernel: Array, stride: int, around: Sequence[tuple[int, int]]) -> Array:
+    """The convolution as one product of what the kernel sees at every place."""
+    size = kernel.shape[0]
+    padded = jnp.pad(x, ((0, 0), *around, (0, 0)))
+    places = [(count - size) // stride + 1 for count in padded.shape[1:3]]
+    high, wide = (stride * (count - 1) + 1 for count in places)
+    parts = [
+        padded[:, i : i + high : stride, j : j + wide : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return jnp.concatenate(parts, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _save(x: Array, kernel: Array, stride: int):
