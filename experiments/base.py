@@ -196,6 +196,7 @@ def frames_data(
     rows: int,
     images: int = 0,
     stride: int = 1,
+    fps: ConfigDict | None = None,
     where: str = "",
     words: int = 64,
     block: int = 4096,
@@ -206,7 +207,7 @@ def frames_data(
     Args:
       frames: of a video; images: frames of a row beside it.
       size: height and width that every clip is cropped to.
-      rows: of a step; stride: every how manieth frame is seen.
+      rows: of a step; stride: every how manieth frame is seen; fps: or a law of the rate.
       where: only clips of which this holds; words: tokens of a text.
     """
     height, width = size
@@ -220,7 +221,7 @@ def frames_data(
         rows=rows,
         seed=knobs.get_ref("seed"),
         size=spec(Crop, height=height, width=width),
-        fps=spec(Strides, choices=(stride,)) if stride > 1 else None,
+        fps=spec(Strides, choices=(stride,)) if stride > 1 else fps,
         duration=spec(LogFrames, low=frames, high=frames),
         holdout=holdout,
         block=block,

@@ -18,7 +18,7 @@ from vdm_jax.denoiser import Denoiser
 from vdm_jax.diffusion.constraints import Keep
 from vdm_jax.diffusion.guides import DynamicThreshold, Threshold
 from vdm_jax.diffusion.parameterization import X0
-from vdm_jax.diffusion.prior import Prior
+from vdm_jax.diffusion.prior import Prior, Shared
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
 from vdm_jax.diffusion.schedule import Cosine
@@ -118,6 +118,19 @@ def test_windows_side_by_side_are_the_windows_alone(words):
     np.testing.assert_array_equal(found[:4], first)
     # Noise of another window is another.
     assert np.any(found[4:8] != first)
+
+
+def test_windows_of_the_same_noise(words):
+    """And of a prior that frames share: without time in the network nothing moves."""
+    whole = dataclasses.replace(stage(temporal=()), prior=Prior(factor=Shared()))
+    made = pipeline(whole, words)
+    (wanted,) = videos(made([request(1, seed=5)]))
+    for same in (True, False):
+        windows = Windows(frames=4, same_noise=same)
+        parts = dataclasses.replace(made, stage=dataclasses.replace(whole, windows=windows))
+        (found,) = videos(parts([request(10, seed=5)]))
+        np.testing.assert_array_equal(found[:4], np.repeat(wanted, 4, axis=0))
+        assert np.array_equal(found[4:], np.repeat(wanted, 6, axis=0)) == same
 
 
 @pytest.mark.parametrize("told", [{"constraints": (Keep(),), "known": "noised"}, {}])

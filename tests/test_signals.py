@@ -20,6 +20,7 @@ from vdm_jax.signals import (
     PooledText,
     Signal,
     Sinusoid,
+    Vector,
     draw_dropped,
     drop_all,
 )
@@ -120,6 +121,19 @@ def test_sinusoid_has_a_null_for_images_and_dropped():
     out = np.asarray(module.apply(params, value, batch, dropped))[0]
     np.testing.assert_array_equal(out[2], out[3])
     assert np.abs(out[0] - out[1]).max() > 1e-3
+
+
+def test_a_vector_has_a_null_for_nothing_and_dropped():
+    batch, _ = carrier([[ONE, TWO]], segments=4)
+    value = jnp.asarray([[[1.0, 2.0], [2.0, -1.0], [0.0, 0.0], [1.0, 2.0]]])
+    dropped = jnp.asarray([[False, False, False, True]])
+    module = Vector(width=6)
+    params = module.init(jax.random.key(0), value, batch, dropped)
+    out = np.asarray(module.apply(params, value, batch, dropped))[0]
+    np.testing.assert_array_equal(out[2], out[3])
+    assert np.any(out[2]) and np.abs(out[0] - out[1]).max() > 1e-3
+    other = module.apply(params, value.at[0, 0].multiply(2), batch, dropped)
+    assert np.any(other[0, 0] != out[0])
 
 
 def test_no_noise_is_a_time_like_others():

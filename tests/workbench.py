@@ -48,10 +48,11 @@ def vdm(*words: object) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def make_data(folder: Path, clips: int = 40) -> Path:
+def make_data(folder: Path, clips: int = 40, holdout: int | None = None) -> Path:
     """Generated clips and their manifest; returns the manifest."""
+    without = () if holdout is None else ("--holdout", holdout)
     for words in (
-        ("generate", folder / "clips", "--clips", clips, "--seed", 0),
+        ("generate", folder / "clips", "--clips", clips, "--seed", 0, *without),
         ("index", folder / "clips", "--out", folder / "manifest"),
     ):
         done = call(*words, module="data_pipeline")

@@ -16,11 +16,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import jax
 import numpy as np
 
+from vdm_jax.codecs import Embedding
 from vdm_jax.config import UserError
 from vdm_jax.requests import Capacity, Made, Request, Video
 from vdm_jax.stage import Stage
@@ -172,27 +173,31 @@ class Cascade:
     def asked(self, requests: Sequence[Request]) -> list[list[Request]]:
         """What each stage is asked, the first one first.
 
-        Raises: UserError, a stage that is told of none before the last, or of nobody.
+        Raises: UserError, a stage that is told of none before the last, or of something else.
         """
         found = [list(requests)]
         for number in range(len(self.stages) - 1, 0, -1):
-            link = self.stages[number].stage.link
-            if link is None:
-                raise UserError(
-                    f"stage {number + 1} of {len(self.stages)} is told of none below it; name it "
-                    "first, or leave out those before it."
-                )
-            smaller = []
-            for request in found[0]:
-                frames, height, width = link.size(*request.size)
-                fps = request.fps * link.select.count(request.frames) / request.frames
-                smaller.append(
-                    dataclasses.replace(
-                        request, frames=frames, height=height, width=width, fps=max(fps, 1e-3)
-                    )
-                )
-            found.insert(0, smaller)
+            self._check(number)
+            stage = self.stages[number].stage
+            found.insert(0, [_below(stage, request) for request in found[0]])
         return found
+
+    def _check(self, number: int) -> None:
+        """Whether stage `number` is told what the one before it makes."""
+        here, before = self.stages[number].stage, self.stages[number - 1].stage
+        name = f"stage {number + 1} of {len(self.stages)}"
+        if here.first:
+            raise UserError(
+                f"{name} is told of none below it; name it first, or leave out those before it."
+            )
+        if before.makes_videos:
+            return
+        if here.link is not None:
+            raise UserError(f"{name} is told of a video, but the one before it makes none.")
+        if before.codec != here.image:
+            raise UserError(
+                f"{name} is told of embeddings by another encoder than the one before it makes."
+            )
 
     def override(self, **changes: Any) -> Cascade:
         """With another number of steps, guidance or augmentation for every stage that has one."""
@@ -209,3 +214,15 @@ class Cascade:
         """Whether a still is already what this stage would make of it."""
         link = self.stages[number].stage.link
         return link is not None and request.frames == 1 and link.size(*request.size) == request.size
+
+
+def _below(stage: Stage, request: Request) -> Request:
+    """What the stage below is asked for this request."""
+    if (link := stage.link) is None:
+        _, height, width = cast(Embedding, stage.image).stride
+        return dataclasses.replace(request, frames=1, height=height, width=width)
+    frames, height, width = link.size(*request.size)
+    fps = request.fps * link.select.count(request.frames) / request.frames
+    return dataclasses.replace(
+        request, frames=frames, height=height, width=width, fps=max(fps, 1e-3)
+    )

@@ -49,8 +49,12 @@ def write_all(
     has a value that is not finite. They are not written.
 
     Raises:
-      UserError: the folder cannot be written to (code 6), before anything is sampled.
+      UserError: no videos come out, or the folder cannot be written to (code 6), before anything is
+        sampled.
     """
+    last = pipeline.stages[-1] if isinstance(pipeline, Cascade) else pipeline
+    if not last.stage.makes_videos:
+        raise UserError("a prior makes embeddings, no videos; name the run that is told of them.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()

@@ -27,6 +27,7 @@ from vdm_jax.cond import Cond, Text
 from vdm_jax.config import UserError, build, from_json
 from vdm_jax.diffusion.sample import sample
 from vdm_jax.features import encoder_hash
+from vdm_jax.image_prompt import IMAGE, of_videos
 from vdm_jax.links import Link
 from vdm_jax.parallel.place import whole
 from vdm_jax.requests import (
@@ -65,14 +66,14 @@ class Pipeline:
         """Yields videos as calls finish.
 
         Args:
-          below: of each request, the video that the stage below made.
+          below: of each request, what the stage below made.
 
         Raises:
           UserError: a size that the stage does not make, or what is below it was not given.
         """
         for index, request in enumerate(requests):
             check(self.stage, request, index)
-        if self.stage.told_below and below is None:
+        if below is None and (self.stage.told_below or self.stage.image is not None):
             raise UserError(
                 "a stage that is told of the one below it was given no video; name the run of that "
                 "stage before its own, or its videos with --below."
@@ -163,6 +164,7 @@ class Pipeline:
 
     def _run(self, jobs: Sequence[Job]) -> Iterator[Made]:
         requests = [job.request for job in jobs]
+        jobs = self._shown(jobs)
         room = room_for(self.stage, self.capacity, self.tokenizer, requests)
         desk = Desk(
             stage=self.stage, room=room, tokenizer=self.tokenizer, features=self._texts(requests)
@@ -182,6 +184,13 @@ class Pipeline:
                 shown = np.asarray(codec.decode(weights, video))
                 # What pads time lies at the front, as where latents are made.
                 yield index, shown[len(shown) - requests[index].frames :]
+
+    def _shown(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Jobs with the embeddings of the pictures that they are told of."""
+        if (codec := self.stage.image) is None:
+            return jobs
+        found = of_videos(codec, [cast(Video, job.below) for job in jobs])
+        return [dataclasses.replace(job, image=x) for job, x in zip(jobs, found, strict=True)]
 
     def _program(
         self, arrays: Mapping[str, np.ndarray]
@@ -222,7 +231,7 @@ def _job(
             below, carried = carried, None
     return Job(
         request=dataclasses.replace(request, frames=len(part.frames)),
-        window=part.number, below=below, given=carried,
+        window=0 if windows.same_noise else part.number, below=below, given=carried,
     )  # fmt: skip
 
 
@@ -277,6 +286,8 @@ def _generate(stage: Stage, params: Params, arrays: Mapping[str, Any]) -> jax.Ar
             **{part: arrays[f"{kind}_{part}"] for part in TEXT_PARTS},
         )
         raw = {"text": text, "fps": arrays["fps"], "guidance": scale, **told}
+        if IMAGE in arrays:
+            raw[IMAGE] = arrays[IMAGE]
         return cast(Cond, denoiser.apply(params, raw, batch, dropped, method="condition"))
 
     hidden = drop_all(denoiser.signals, batch)
@@ -288,7 +299,7 @@ def _generate(stage: Stage, params: Params, arrays: Mapping[str, Any]) -> jax.Ar
 
     process, sampler = stage.learnt_process(params), stage.sampler
     x = sample(denoise, batch, process=process, sampler=sampler, prior=stage.prior, conds=conds)
-    if told:
+    if stage.link is not None and told:
         x = stage.link.together(x, cast(Frames, batch), told)
     return as_packed(batch.replace(x=x)).x if isinstance(batch, Frames) else x
 

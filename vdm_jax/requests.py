@@ -17,7 +17,7 @@ from data_pipeline.text import Tokenizer
 from vdm_jax.config import UserError
 from vdm_jax.stage import Stage
 
-Video = np.ndarray  # uint8 (t h w c)
+Video = np.ndarray  # uint8 (t h w c); of a prior, float32 (1 1 1 d): an embedding
 Made = tuple[int, Video | None]  # a request's index; no video where it has values of no number
 TEXT_PARTS = ("ids", "segment", "position")
 LANES = 128  # lengths of packed rows are rounded up to whole ones of it
@@ -47,6 +47,7 @@ class Job:
     Attributes:
       window: its number in a video that is made part by part; noise differs by it.
       below: uint8 (f h w c), the video of the stage below; None where there is none.
+      image: the embedding of the picture that it is told of, if it is.
       given: uint8 (k h w c), its first frames, known beforehand.
     """
 
@@ -54,6 +55,7 @@ class Job:
     window: int = 0
     below: np.ndarray | None = None
     given: np.ndarray | None = None
+    image: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,6 +153,8 @@ def blank(stage: Stage, room: Capacity) -> dict[str, np.ndarray]:
         out["below"] = np.zeros((b, n, h, w, stage.codec.channels), np.uint8)
         out["below_segment"] = np.zeros((b, n), np.int32)
         out["below_position"] = np.zeros((b, n), np.int32)
+    if stage.image is not None:
+        out["image"] = np.zeros((b, e, stage.image.channels), np.float32)
     if stage.windows is not None and stage.windows.carry:
         out["known"] = np.zeros((b, n), bool)
         out["given"] = np.zeros((b, n, stage.patch_features), np.uint8)
@@ -200,7 +204,11 @@ class Desk:
         out["valid"][row, slot] = True
         out["grid"][row, slot] = cells
         out["fps"][row, slot] = request.fps / stage.codec.stride[0] if layers > 1 else 0
-        out["negated"][row, slot] = bool(request.negative)
+        # A stage that reads no text is guided away from no condition, whatever is negative.
+        reads = any(signal.key == "text" for signal in stage.denoiser.signals)
+        out["negated"][row, slot] = reads and bool(request.negative)
+        if job.image is not None:
+            out["image"][row, slot] = job.image
         if job.given is not None:
             patches = patchify(job.given, stage.patch)
             first = slice(here.start, here.start + len(patches))

@@ -222,6 +222,20 @@ class NoiseTime(nn.Module):
         return jnp.where(dropped[..., None], 0, vector)
 
 
+class Vector(nn.Module):
+    """A vector per example (an image's embedding), through one linear map; zeros and hidden read a
+    learnt null."""
+
+    width: Count
+
+    @nn.compact
+    def __call__(self, value: Array, batch: Frames | Packed, dropped: Bool[Array, "b e"]) -> Array:
+        out = dense(self.width, (None, EMBED), name="in")(value.astype(jnp.float32))
+        null = parameter(self, "null", SMALL, (EMBED,), (self.width,))
+        none = dropped | ~jnp.any(value, axis=-1)
+        return jnp.where(none[..., None], null, out)
+
+
 class Channels(nn.Module):
     """A video like the batch's (b f h w c) -> itself; zeros where it is hidden."""
 

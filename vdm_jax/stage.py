@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from vdm_jax.batch import Frames, Packed, as_frames
-from vdm_jax.codecs import Codec, Pixels
+from vdm_jax.codecs import Codec, Embedding, Pixels
 from vdm_jax.denoiser import Denoiser
 from vdm_jax.diffusion.constraints import Keep
 from vdm_jax.diffusion.guides import DynamicThreshold, Reconstruct, Threshold
 from vdm_jax.diffusion.prior import Prior
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.sample import Sampler
+from vdm_jax.image_prompt import IMAGE
+from vdm_jax.images import ImageEncoder
 from vdm_jax.links import Link
 from vdm_jax.signals import GUIDANCE, FrozenText
 from vdm_jax.texts import TextEncoder
@@ -31,6 +34,7 @@ class Stage:
       text: a frozen encoder, whose features `FrozenText` reads.
       link: what it is told of the video of the stage below, or, where no signal reads it, held to
         in sampling (`Keep`, `Reconstruct`); None where it is the first.
+      image: makes the embedding of one picture, of which it is told (`image_prompt.py`).
       windows: how videos longer than a row are made.
     """
 
@@ -42,6 +46,7 @@ class Stage:
     codec: Codec = dataclasses.field(default_factory=Pixels)
     text: TextEncoder | None = None
     link: Link | None = None
+    image: Embedding | None = None
     windows: Windows | None = None
 
     def learnt_process(self, params: Params) -> Process:
@@ -61,6 +66,21 @@ class Stage:
     def told_below(self) -> bool:
         """Whether the network itself is told of the video below."""
         return any(signal.key == "below" for signal in self.denoiser.signals)
+
+    @property
+    def first(self) -> bool:
+        """Whether it is told of nothing but words."""
+        return self.link is None and self.image is None
+
+    @property
+    def makes_videos(self) -> bool:
+        """Whether pixels come out of it, and not what another stage is told."""
+        return not isinstance(self.codec, Embedding)
+
+    @property
+    def encoders(self) -> Mapping[str, ImageEncoder]:
+        """Frozen networks that are asked while it is trained; see `Objective.frozen`."""
+        return {} if self.image is None else {IMAGE: self.image.encoder}
 
     @property
     def unit(self) -> tuple[int, int, int]:
@@ -97,7 +117,7 @@ class Stage:
                 f"{self.unit[1]} x {self.unit[2]}."
             )
         found += self._sampler_problems()
-        return found + self._link_problems() + self._text_problems()
+        return found + self._link_problems() + self._image_problems() + self._text_problems()
 
     def _sampler_problems(self) -> list[str]:
         found, scale = [], self.sampler.guidance
@@ -134,6 +154,22 @@ class Stage:
             found.append(
                 "stage.link is given, but no signal reads 'below', and its sampler has neither "
                 "Keep nor Reconstruct."
+            )
+        return found
+
+    def _image_problems(self) -> list[str]:
+        read = any(signal.key == IMAGE for signal in self.denoiser.signals)
+        if self.image is None:
+            said = f"a signal reads '{IMAGE}', but stage.image is None; name an image encoder."
+            return [said] if read else []
+        found = [] if read else [f"stage.image is given, but no signal reads '{IMAGE}'."]
+        if not (self.whole_frames and isinstance(self.codec, Pixels)):
+            found.append("stage.image looks at whole frames of pixels; take a UNet, and Pixels.")
+        shown = self.patch if self.link is None else self.link.size(*self.patch)
+        if shown[1:] != self.image.stride[1:]:
+            found.append(
+                f"stage.image.side is {self.image.side}, but it is shown {shown[1]} x {shown[2]} "
+                "pixels; pictures of other sizes embed otherwise."
             )
         return found
 

@@ -32,6 +32,8 @@ class Windows:
     """Attributes:
       frames: of a window at most.
       carry: the last frames of a window, which are the first of the next.
+      same_noise: a window's noise is that of the first one, for a network that knows no time: what
+        it invents then stays in place (Singer et al. 2022, section 3.2.3).
 
     Raises:
       UserError: nothing would be new in a window.
@@ -39,6 +41,7 @@ class Windows:
 
     frames: Count
     carry: Natural = 0
+    same_noise: bool = False
 
     def __post_init__(self):
         if self.carry >= self.frames:

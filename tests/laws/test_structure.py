@@ -13,8 +13,8 @@ LAYERS = (
     {"types", "axes", "config"},
     {"batch", "cond", "kernels"},
     {"diffusion", "nets", "parallel"},
-    {"signals", "codecs", "texts", "denoiser"},
-    {"objectives", "stage", "links", "windows", "requests", "cascade"},
+    {"signals", "codecs", "texts", "images", "denoiser"},
+    {"objectives", "stage", "links", "image_prompt", "windows", "requests", "cascade"},
     {"train", "evals", "interop", "pipeline", "gallery", "features", "captions", "compiled"}
     | {"plan"},
     {"cli", "__main__"},

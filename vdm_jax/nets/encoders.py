@@ -18,8 +18,8 @@ from vdm_jax.config import UserError
 from vdm_jax.kernels import attend
 from vdm_jax.nets.attention import merge, project
 from vdm_jax.nets.gathered import lookup
-from vdm_jax.nets.layers import SMALL, LayerNorm, Mlp, parameter
-from vdm_jax.types import Count, Natural
+from vdm_jax.nets.layers import SMALL, Activation, Gelu, LayerNorm, Mlp, parameter
+from vdm_jax.types import Count, Natural, Positive
 
 
 class TextEncoder(Protocol):
@@ -55,36 +55,41 @@ class TextEmbedding(nn.Module):
         x = lookup(table, ids, (VOCAB, EMBED))
         x = by_lines((x + place[:length]).astype(self.dtype))
         if self.depth:
-            x, _ = self._blocks()(self.heads, self.dtype, name="blocks")(x, mask)
+            made = blocks(self.depth)(self.heads, 4 * self.width, self.dtype, name="blocks")
+            x, _ = made(x, mask)
         return jnp.where(mask[..., None], LayerNorm(affine=True, name="norm")(x), 0)
 
-    def _blocks(self) -> Any:
-        """All blocks as one, their parameters stacked: apart, a dozen take the compiler longer than
-        the whole trunk. Of each only the input is kept for the backward pass: a row's captions,
-        padded to lines, have half as many tokens as its videos.
-        """
-        return nn.scan(
-            nn.remat(TextBlock, prevent_cse=False),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.depth,
-            metadata_params={nn.PARTITION_NAME: LAYER},
-        )
+
+def blocks(depth: int) -> Any:
+    """So many blocks as one, their parameters stacked: apart, a dozen take the compiler longer than
+    the whole trunk. Of each only the input is kept for the backward pass: a row's captions, padded
+    to lines, have half as many tokens as its videos.
+    """
+    return nn.scan(
+        nn.remat(Block, prevent_cse=False),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=depth,
+        metadata_params={nn.PARTITION_NAME: LAYER},
+    )
 
 
-class TextBlock(nn.Module):
-    """Pre-norm self-attention within a line, and a feed-forward layer four times as wide."""
+class Block(nn.Module):
+    """Pre-norm self-attention within a line, and a feed-forward layer of `hidden` units."""
 
     heads: Count
+    hidden: Count
     dtype: str
+    activation: Activation = Gelu()
+    eps: Positive = 1e-6
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "m l d"], mask: Bool[Array, "m l"]
     ) -> tuple[Float[Array, "m l d"], None]:
         width = x.shape[-1]
-        inner = LayerNorm(affine=True, name="attention_norm")(x)
+        inner = LayerNorm(self.eps, affine=True, name="attention_norm")(x)
         q, k, v = (
             project(inner, name, self.heads, self.dtype, tokens=(TEXT,))
             for name in ("query", "key", "value")
@@ -92,8 +97,9 @@ class TextBlock(nn.Module):
         group = mask.astype(jnp.int32)
         out = attend(q, k, v, q_group=group, kv_group=group, q_axis=TEXT, kv_axis=TEXT)
         x = x + merge(out, width, self.dtype, tokens=(TEXT,))
-        inner = LayerNorm(affine=True, name="mlp_norm")(x)
-        return by_lines(x + Mlp(hidden=4 * width, dtype=self.dtype, name="mlp")(inner)), None
+        inner = LayerNorm(self.eps, affine=True, name="mlp_norm")(x)
+        mlp = Mlp(self.hidden, self.activation, self.dtype, name="mlp")
+        return by_lines(x + mlp(inner)), None
 
 
 def by_lines(x: Float[Array, "m l d"]) -> Float[Array, "m l d"]:

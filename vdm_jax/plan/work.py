@@ -120,27 +120,28 @@ def forward(run: Run, mix: Mix, program: Program, block: int) -> Forward:
 
 
 def traced(run: Run, program: Program) -> tuple[float, float]:
-    """FLOPs of one row's forward pass, its text encoder left out: (all, those of one of the two
+    """FLOPs of one row's forward pass, its encoders left out: (all, those of one of the two
     products of attention's kernels)."""
     rows, denoiser = run.data.rows // run.microbatches, run.stage.denoiser
     arrays = {
         name: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype)
         for name, leaf in run.blank_arrays(1).items()
     }
-    params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), program.abstract.params
+    params, frozen = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        (program.abstract.params, program.frozen),
     )
 
-    def given(arrays: Mapping[str, Any], params: Any) -> tuple[Any, Any, Any]:
-        batch, raw = to_stage(arrays, run.stage)
+    def given(arrays: Mapping[str, Any], params: Any, frozen: Any) -> tuple[Any, Any, Any]:
+        batch, raw = to_stage(arrays, run.stage, frozen=frozen)
         at = run.stage.process.on(batch).level(jnp.full((*batch.examples.valid.shape, 1), 0.5))
         return batch, at, denoiser.apply(params, raw, batch, {}, method="condition")
 
-    def network(arrays: Mapping[str, Any], params: Any) -> Any:
-        return denoiser.apply(params, *given(arrays, params))
+    def network(arrays: Mapping[str, Any], params: Any, frozen: Any) -> Any:
+        return denoiser.apply(params, *given(arrays, params, frozen))
 
     def flops(function: Any) -> int:
-        return products(jax.make_jaxpr(function)(arrays, params))
+        return products(jax.make_jaxpr(function)(arrays, params, frozen))
 
     with everywhere("dense"):
         whole, text = flops(network), flops(given)

@@ -9,13 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from flax.core import FrozenDict
 from jaxtyping import Array
 
 from vdm_jax.batch import Examples, Frames, Packed
 from vdm_jax.codecs import Codec
 from vdm_jax.cond import Text
+from vdm_jax.image_prompt import IMAGE, of_batch
 from vdm_jax.stage import Stage
+from vdm_jax.types import Params
 
+NONE: Params = FrozenDict()
 EXAMPLE_FIELDS = ("id", "visit", "ordinal", "valid", "grid", "fps")
 
 
@@ -28,20 +32,26 @@ def to_device(arrays: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding)
 
 
 def to_stage(
-    arrays: Mapping[str, Any], stage: Stage, seed: int | None = None
+    arrays: Mapping[str, Any], stage: Stage, seed: int | None = None, frozen: Params = NONE
 ) -> tuple[Frames | Packed, dict[str, Any]]:
     """One microbatch -> the batch as the stage's backbone reads it, and the raw values of its
-    conditions, those that its link makes of the video among them. Runs inside jit.
+    conditions, what it is told of the stage below among them. Runs inside jit.
 
     Args:
       seed: of what is drawn by example; None draws nothing of the latents, and fixes the rest.
+      frozen: weights by name, those of `stage.encoders` among them.
     """
     packed, raw = to_carrier(arrays, stage.codec, stage.patch, seed)
     batch = stage.carry(packed)
+    if stage.first:
+        return batch, raw
+    frames = cast(Frames, batch)
+    if stage.image is not None:
+        below = frames if stage.link is None else stage.link.reduce(frames)
+        raw[IMAGE] = of_batch(stage.image, {"params": frozen[IMAGE]}, below)
     if stage.link is not None and stage.told_below:
-        frames = cast(Frames, batch)
         told = stage.link.train(frames, seed or 0)
-        return stage.link.apart(frames, told), raw | told
+        return stage.link.apart(frames, told), {**raw, **told}
     return batch, raw
 
 

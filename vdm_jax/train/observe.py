@@ -13,10 +13,11 @@ from data_pipeline.text import Tokenizer
 from vdm_jax.parallel.place import whole
 from vdm_jax.pipeline import Pipeline, capacity_of
 from vdm_jax.requests import Request
-from vdm_jax.train.feed import to_stage
+from vdm_jax.train.feed import NONE, to_stage
 from vdm_jax.train.log import Writer
 from vdm_jax.train.run import Run
 from vdm_jax.train.state import TrainState
+from vdm_jax.types import Params
 
 NOISE_BINS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -45,14 +46,15 @@ class Validation:
 
     run: Run
     arrays: Mapping[str, np.ndarray]
+    frozen: Params = NONE  # weights of frozen networks by name
     errors: Callable[..., Any] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         run = self.run
 
         @jax.jit
-        def errors(params, arrays, t):
-            batch, raw = to_stage(arrays, run.stage)
+        def errors(params, frozen, arrays, t):
+            batch, raw = to_stage(arrays, run.stage, frozen=frozen)
             return run.objective.errors(run.stage, params, batch, raw, run.seed, t)
 
         self.errors = errors
@@ -63,7 +65,7 @@ class Validation:
 
     def measure(self, params: Any) -> dict[str, float]:
         first = {name: leaf[0] for name, leaf in self.arrays.items()}
-        errors = [whole(self.errors(params, first, t)) for t in NOISE_BINS]
+        errors = [whole(self.errors(params, self.frozen, first, t)) for t in NOISE_BINS]
         found = np.stack([np.asarray(one) for one in errors])
         valid = np.asarray(first["valid"])
         tokens = np.prod(np.asarray(first["grid"]), axis=-1)

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vdm_jax.batch import Frames, Packed
 from vdm_jax.denoiser import Denoiser
+from vdm_jax.images import ImageEncoder
 from vdm_jax.objectives.denoise import Network
 from vdm_jax.parallel.mesh import make_mesh
 from vdm_jax.parallel.place import abstract, batch_sharding, unbox
@@ -34,7 +36,8 @@ class Program:
     """Attributes:
     abstract: shapes, dtypes and shardings of the whole state.
     batch_sharding: of arrays (microbatches, rows, ...): rows over `data` and `fsdp`.
-    frozen: shapes, dtypes and shardings of the weights of the objective's frozen `networks`.
+    frozen: shapes, dtypes and shardings of the weights of the frozen `networks`: the objective's
+      and the stage's.
     """
 
     mesh: jax.sharding.Mesh
@@ -44,7 +47,7 @@ class Program:
     jitted_init: Callable[[], TrainState]
     jitted_step: Any  # (state, arrays, frozen) -> (state, metrics), of jax.jit
     frozen: Params = dataclasses.field(default_factory=dict)
-    networks: Mapping[str, Network] = dataclasses.field(default_factory=dict)
+    networks: Mapping[str, Network | ImageEncoder] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def weights(self) -> Params:
@@ -92,20 +95,30 @@ def initialise(run: Run) -> TrainState:
 
 def parameters(run: Run, denoiser: Denoiser) -> Params:
     """Those of a denoiser of this run's data, fresh and boxed."""
-    arrays = jax.tree.map(jnp.asarray, run.blank_arrays(1))
-    batch, raw = to_stage(arrays, run.stage)
+    batch, raw = given(run)
     at = run.stage.process.on(batch).level(jnp.full((*batch.examples.valid.shape, 1), 0.5))
     key = jax.random.fold_in(jax.random.key(run.seed), np.uint32(0x1417))
     return denoiser.init(key, batch, at, raw, method="start")["params"]
 
 
+def encoders(run: Run) -> Params:
+    """Parameters of the stage's frozen encoders by name, fresh and boxed."""
+    return {name: encoder.fresh()["params"] for name, encoder in run.stage.encoders.items()}
+
+
+def given(run: Run) -> tuple[Frames | Packed, dict[str, Any]]:
+    """A row of padding and its conditions, of which only shapes matter: of what encoders that are
+    fresh make of it, the compiler makes nothing."""
+    arrays = jax.tree.map(jnp.asarray, run.blank_arrays(1))
+    return to_stage(arrays, run.stage, frozen=unbox(encoders(run)))
+
+
 def condition_features(run: Run, params: Any) -> dict[str, int]:
     """Features of a token of each condition's token set; traced, never run."""
-    arrays = jax.tree.map(jnp.asarray, run.blank_arrays(1))
-    batch, raw = to_stage(arrays, run.stage)
     denoiser = run.stage.denoiser
 
     def condition(params: Any) -> Any:
+        batch, raw = given(run)
         return denoiser.apply(params, raw, batch, {}, method="condition")
 
     cond = jax.eval_shape(condition, params)
@@ -127,8 +140,10 @@ def make_program(run: Run, devices: Sequence[jax.Device] | None = None) -> Progr
     boxed = jax.eval_shape(lambda: initialise(run))
     whole = abstract(boxed, mesh, rules)
     placed = jax.tree.map(lambda leaf: leaf.sharding, whole)
-    networks = run.objective.frozen
-    frozen = jax.eval_shape(lambda: {n: parameters(run, x.denoiser) for n, x in networks.items()})
+    asked = run.objective.frozen
+    frozen = jax.eval_shape(
+        lambda: {**{n: parameters(run, x.denoiser) for n, x in asked.items()}, **encoders(run)}
+    )
     step = make_step(run.stage, run.objective, run.optimizer.transform(), run.seed)
 
     init = jax.jit(lambda: unbox(initialise(run)), out_shardings=placed)
@@ -140,5 +155,5 @@ def make_program(run: Run, devices: Sequence[jax.Device] | None = None) -> Progr
         jitted_init=init,
         jitted_step=jax.jit(step, donate_argnums=0, out_shardings=(placed, None)),
         frozen=abstract(frozen, mesh, rules),
-        networks=networks,
+        networks={**asked, **run.stage.encoders},
     )

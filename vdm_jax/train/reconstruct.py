@@ -16,8 +16,9 @@ import numpy as np
 
 from vdm_jax.batch import unpack
 from vdm_jax.parallel.place import whole
-from vdm_jax.train.feed import to_stage
+from vdm_jax.train.feed import NONE, to_stage
 from vdm_jax.train.run import Run
+from vdm_jax.types import Params
 
 TIMES = (0.5, 0.8)
 MOST = 4  # clips
@@ -37,14 +38,15 @@ def reconstruct(
     arrays: Mapping[str, np.ndarray],
     times: tuple[float, ...] = TIMES,
     most: int = MOST,
+    frozen: Params = NONE,
 ) -> list[Reconstruction]:
     """The first `most` clips of a packed batch (leaves (microbatches, rows, ...)); images are left
-    out where there are films. The noise is fixed by the clip."""
+    out where there are films. The noise is fixed by the clip; `frozen` are weights by name."""
     first = {name: leaf[0] for name, leaf in arrays.items()}
 
     @jax.jit
-    def look(params, arrays, t):
-        batch, raw = to_stage(arrays, run.stage)
+    def look(params, frozen, arrays, t):
+        batch, raw = to_stage(arrays, run.stage, frozen=frozen)
         shape = (*batch.examples.valid.shape, 1)
         at = run.stage.learnt_process(params).on(batch).level(jnp.full(shape, t))
         eps = run.stage.prior(batch.keys(run.seed, "reconstruction"), batch)
@@ -59,7 +61,7 @@ def reconstruct(
         weights = codec.weights()
         return [np.asarray(codec.decode(weights, video)) for video in unpack(batch.replace(x=x))]
 
-    looks = [whole(look(params, first, t)) for t in times]
+    looks = [whole(look(params, frozen, first, t)) for t in times]
     batch = looks[0][0]
     clips = videos(batch, batch.x)
     tried = [(videos(batch, noised), videos(batch, estimate)) for _, noised, estimate in looks]

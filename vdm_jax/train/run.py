@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import rows
-from data_pipeline.blocks import PIXELS
-from data_pipeline.latents import AGAIN
+from data_pipeline.blocks import PIXELS, Content
+from data_pipeline.latents import AGAIN, DTYPE, LATENT
 from data_pipeline.loaders import PackedVideo
 from data_pipeline.texts import stale
 from vdm_jax.axes import HEADS, TOKEN
+from vdm_jax.codecs import Pixels
 from vdm_jax.config import UserError
 from vdm_jax.features import encoder_hash
 from vdm_jax.kernels import ulysses
@@ -102,6 +103,8 @@ class Run:
             found.append(f"data.patch is {self.data.patch}, stage.patch is {self.stage.patch}.")
         found += self.codec_problems() if not found else []
         found += self._text_problems() if not found else []
+        for encoder in self.stage.encoders.values():
+            found += encoder.problems()
         found += self._vocabulary_problems() if not found else []
         found += [
             f"ema rate {rate} must be between 0 and 1." for rate in self.ema if not 0 <= rate < 1
@@ -112,8 +115,8 @@ class Run:
             found.append("validate_every needs validation_rows and data.holdout above 0.")
         if self.sample_every and not self.prompts:
             found.append("sample_every needs prompts.")
-        if self.stage.link is not None and self.prompts:
-            found.append("a stage that is told of the one below makes no prompts; leave them out.")
+        if self.prompts and not (self.stage.first and self.stage.makes_videos):
+            found.append("a stage that needs others for a video makes no prompts; leave them out.")
         for index, prompt in enumerate(self.prompts):
             size = (prompt.frames, prompt.height, prompt.width)
             found += [f"prompts[{index}]: {line}" for line in size_problems(self.stage, size)]
@@ -186,7 +189,12 @@ class Run:
 
     def blank_arrays(self, count: int) -> dict[str, np.ndarray]:
         """`count` rows of padding alone, in the shapes and dtypes of the loader."""
-        # Of the stage's own width, so that a model has its shapes before its data are encoded.
-        width = self.stage.text.width if self.stage.text else self.data.capacity.text_width
-        blank = rows.blank(dataclasses.replace(self.data.capacity, text_width=width))
+        # As the stage's own encoders make them, so that a model has its shapes before its data.
+        room, codec = self.data.capacity, self.stage.codec
+        if self.stage.text is not None:
+            room = dataclasses.replace(room, text_width=self.stage.text.width)
+        if self.data.latents is None and not isinstance(codec, Pixels):
+            content = Content(name=LATENT, numbers=codec.channels, dtype=DTYPE.name)
+            room = dataclasses.replace(room, content=content)
+        blank = rows.blank(room)
         return {name: np.stack([leaf] * count) for name, leaf in blank.items()}

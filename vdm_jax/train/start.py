@@ -98,13 +98,13 @@ class Start:
             self._announce(run, restored, count, changed)
             loop = Loop(
                 run=run, program=program, checkpoints=checkpoints, writer=writer,
-                observers=observers(run, self.folder), profile=profile,
+                observers=observers(run, self.folder, program), profile=profile,
                 meter=meter_of(run, program, self.console),
                 meta={"data": run.data.fingerprint(), "origin": origin},
             )  # fmt: skip
             code, state = loop(state, position)
             samples = last_samples(run, state, self.folder, writer) if code == 0 else {}
-            rebuilt = last_reconstructions(run, state) if code == 0 else []
+            rebuilt = last_reconstructions(run, state, program) if code == 0 else []
         outcome.write(self.folder, state, loop.meter, compiled, samples, rebuilt, run.credit)
         self.console.print(f"wrote {self.workdir}/loss.png and {self.workdir}/summary.json")
         return code
@@ -234,10 +234,11 @@ def writers(run: Run, folder: Path) -> log.Writer:
     return log.Many(found)
 
 
-def observers(run: Run, folder: Path) -> Many:
+def observers(run: Run, folder: Path, program: Program) -> Many:
     found: list[Any] = []
     if validates(run):
-        found.append(Validation(run, run.data.validation(run.validation_rows).arrays))
+        arrays = run.data.validation(run.validation_rows).arrays
+        found.append(Validation(run, arrays, program.weights))
     if run.sample_every:
         found.append(Samples(run, Tokenizer(str(folder / "tokenizer.json"))))
     return Many(tuple(found))
@@ -248,12 +249,12 @@ def validates(run: Run) -> bool:
     return bool(run.validate_every and run.data.held_out)
 
 
-def last_reconstructions(run: Run, state: TrainState) -> list[Reconstruction]:
-    """Held-out clips, noised, and what the finished model makes of them."""
-    if not validates(run):
+def last_reconstructions(run: Run, state: TrainState, program: Program) -> list[Reconstruction]:
+    """Held-out clips, noised, and what the finished model makes of them, where that can be seen."""
+    if not (validates(run) and run.stage.makes_videos):
         return []
     arrays = run.data.validation(run.validation_rows).arrays
-    return reconstruct(run, state.ema[str(run.ema[0])], arrays)
+    return reconstruct(run, state.ema[str(run.ema[0])], arrays, frozen=program.weights)
 
 
 def last_samples(

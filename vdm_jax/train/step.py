@@ -8,16 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax.core import FrozenDict
 
 from vdm_jax.objectives.denoise import Objective
 from vdm_jax.stage import Stage
 from vdm_jax.train import state as states
-from vdm_jax.train.feed import to_stage
+from vdm_jax.train.feed import NONE, to_stage
 from vdm_jax.train.state import TrainState
 from vdm_jax.types import Metrics, Params
-
-NONE: Params = FrozenDict()
 
 
 def make_step(
@@ -25,14 +22,14 @@ def make_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """A function (state, arrays with leading axis of microbatches, frozen) -> (state, metrics).
 
-    `frozen` are the weights of the objective's frozen networks by name.
+    `frozen` are the weights of frozen networks by name: the objective's and the stage's.
 
     Losses and weights are summed over microbatches (and, by the sharded sums, over devices) before
     the one division, so k microbatches equal one batch and rows of unlike fill count rightly.
     """
 
     def loss(params, frozen, arrays):
-        batch, raw = to_stage(arrays, stage, seed)
+        batch, raw = to_stage(arrays, stage, seed, frozen)
         total, weight, metrics = objective(stage, {**params, **frozen}, batch, raw, seed)
         return total, (weight, metrics)
 
