@@ -12,8 +12,8 @@ Paper    Saharia et al., "Photorealistic Text-to-Image Diffusion Models with Dee
 
          stage   size           published   here
          base    64 x 64        2 B         2.26 B
-         space1  256 x 256      600 M       790 M
-         space2  1024 x 1024    400 M       446 M
+         space1  256 x 256      600 M       791 M
+         space2  1024 x 1024    400 M       447 M
 
 Command  python -m vdm_jax train --config=experiments/imagen.py:base --workdir=runs/imagen/base
              --config.knobs.manifest=... --config.mesh.fsdp=-1           and so for every stage

@@ -15,11 +15,11 @@ Paper    Ho et al., "Imagen Video: High Definition Video Generation with Diffusi
          stage   frames, size       published      here
          base    16 x 24 x 40       5.6 B           5.48 B
          time1   32 x 24 x 40       1.7 B           1.89 B
-         space1  32 x 48 x 80       1.4 B           1.45 B
+         space1  32 x 48 x 80       1.4 B           1.46 B
          space2  32 x 192 x 320     1.2 B           1.23 B
-         time2   64 x 192 x 320     780 M           872 M
+         time2   64 x 192 x 320     780 M           873 M
          time3   128 x 192 x 320    630 M           579 M
-         space3  128 x 768 x 1280   340 M           338 M
+         space3  128 x 768 x 1280   340 M           339 M
 
 Command  python -m vdm_jax train --config=experiments/imagen_video.py:base --workdir=runs/iv/base
              --config.knobs.manifest=... --config.mesh.fsdp=-1           and so for every stage
