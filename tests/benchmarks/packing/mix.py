@@ -33,17 +33,19 @@ def scene(index: int, seed: int = SEED) -> generated.Scene:
     draw = partial(generated.draw, seed, index)
     own = generated.scene(seed, index)
     height, width = (_side(side) for side in SIZES[int(draw("mix size") * len(SIZES))])
+    # As large a part of its own picture.
+    radius = own.radius * min(height, width) / min(own.height, own.width)
+    size = {"height": height, "width": width, "radius": radius}
     if draw("mix image") < IMAGES:
-        return dataclasses.replace(own, motion="", frames=1, height=height, width=width, fps=0)
+        return dataclasses.replace(own, motion="", frames=1, fps=0, **size)
     motions = list(generated.MOTIONS)
     layers = LAYERS[int(draw("mix layers") * len(LAYERS))]
     return dataclasses.replace(
         own,
         motion=motions[int(draw("mix motion") * len(motions))],
         frames=layers * PATCH[0],
-        height=height,
-        width=width,
         fps=FPS,
+        **size,
     )
 
 
