@@ -53,7 +53,8 @@ def dealt(arrays: Arrays, order: np.ndarray) -> dict[str, np.ndarray]:
 def measure(manifest: Path, tokens: int, steps: int, rounds: int) -> dict[str, dict[str, float]]:
     data = PackedVideo(
         sources=(Source(manifest=str(manifest)),), patch=mix.PATCH, tokens=tokens,
-        text_tokens=TEXT_TOKENS, segments=SEGMENTS, rows=ROWS, seed=0, size=Native(), holdout=0.1, block=4096,
+        text_tokens=TEXT_TOKENS, segments=SEGMENTS, rows=ROWS, seed=0, size=Native(),
+        holdout=0.1, block=4096,
     )  # fmt: skip
     program = make_program(make_run(data, seed=0))
     state = program.init()
