@@ -126,8 +126,8 @@ def test_little_effort_counts_the_same_work():
     (full, _), (low, _) = (planned(*FSDP, f"--effort={effort}") for effort in ("full", "low"))
     assert low["flops_executed"] == full["flops_executed"]
     assert full["hbm_bytes"] < low["hbm_bytes"]  # small as it is, less is fused into one
-    rates = [one["predicted_tokens_per_second"] for one in (low, full)]
-    assert 0.5 < rates[0] / rates[1] < 2
+    # What is fused less moves more: on the flagship a little, at this size nearly all that it does.
+    assert low["predicted_tokens_per_second"] < full["predicted_tokens_per_second"]
 
 
 def test_a_search_compiles_and_ranks():
