@@ -118,7 +118,9 @@ def test_divided_equals_single(rules):
     heads, width = 2 // sizes["tensor"], WIDTH // 2
     places = SIDE * SIDE // sizes["seq"]
     assert f"f32[{share * places},{FRAMES},{heads},{width}]" in text
-    assert (" all-to-all(" in text) == (sizes["seq"] > 1)
+    # But for a CPU's own form of the slopes of convolutions, which `tensor` divides its own way.
+    moved = [line for line in text.splitlines() if " all-to-all(" in line]
+    assert any("/conv_" not in line for line in moved) == (sizes["seq"] > 1)
     # Kernels: gathered to be used, and the slopes of each convolution's scattered to be kept.
     scattered = re.findall(r"f32\[3,3,\d+,\d+\]\S* reduce-scatter\(", text)
     convolutions = sum(leaf.value.ndim == 4 for leaf in jax.tree.leaves(boxed(), is_leaf=is_box))
