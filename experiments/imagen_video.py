@@ -107,6 +107,10 @@ class Sizes:
     resample: str = "before"
     detail: float | None = None
 
+    @property
+    def first(self) -> bool:
+        return self.factor == self.stride == 1
+
 
 STAGES = {
     "base": Sizes(
@@ -177,7 +181,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         usual["muon_rate"] = 1e-2
     knobs = ConfigDict(usual)
     sizes = STAGES[name]
-    first = sizes.factor == sizes.stride == 1
     data = base.frames_data(
         knobs,
         frames=sizes.window,
@@ -194,8 +197,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         spec(Prompt, text=text, frames=1 if "photo" in text else 8, height=16, width=16, fps=4)
         for text in PROMPTS
     )
-    more = {"prompts": prompts if smoke and first else ()}
-    if smoke and first:
+    more = {"prompts": prompts if smoke and sizes.first else ()}
+    if smoke and sizes.first:
         more["objective"] = spec(Denoise, times=spec(Stratified), weight=spec(MinSnr, floor=1.0))
     return base.frames_run(
         knobs, stage=_stage(name, sizes, knobs, smoke), data=data, smoke=smoke, **more
@@ -203,22 +206,21 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 
 def _stage(name: str, sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDict:
-    first = sizes.factor == sizes.stride == 1
     width = 4 * sizes.width
     length, vocab = (32, base.SMALL_VOCAB) if smoke else (128, 32_128)
     text = {"vocab": vocab, "length": length, "drop": knobs.get_ref("text_drop")}
     signals = (base.text_vector(width=width, **text),)
     if not smoke:
         signals += (base.text_tokens(width=1024, **text),)
-    if not first:
+    if not sizes.first:
         signals += base.told_below(width)
     return base.frames_stage(
-        backbone=_unet(sizes, first, smoke),
-        parameterization=spec(X0) if smoke and first else spec(V),
+        backbone=_unet(sizes, smoke),
+        parameterization=spec(X0) if smoke and sizes.first else spec(V),
         signals=signals,
         sampler=_sampler(name, sizes, knobs),
         size=sizes.size,
-        link=None if first else _link(sizes, knobs, smoke),
+        link=None if sizes.first else _link(sizes, knobs, smoke),
     )
 
 
@@ -238,9 +240,9 @@ def _link(sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDict:
     return spec(Link, select=select, factor=sizes.factor, augment=augment, detail=sizes.detail)
 
 
-def _unet(sizes: Sizes, first: bool, smoke: bool) -> ConfigDict:
+def _unet(sizes: Sizes, smoke: bool) -> ConfigDict:
     in_time = spec(Convolutions, count=1, norm=spec(Norm, groups=sizes.groups, scope="clip"))
-    if first:
+    if sizes.first:
         in_time = spec(
             Attention, heads=spec(HeadWidth, features=sizes.head), relative=spec(T5Bias),
             position=spec(Sincos, axes="t") if smoke else None,

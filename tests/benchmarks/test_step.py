@@ -19,6 +19,9 @@ def test_time_is_counted_once():
         ("jit(step)/while/body/jvp(Denoiser)/backbone/unit_1/block_0/mul", "modulation"),
         ("jit(step)/vmap()/closed_call/dot_general", "muon"),
         ("jit(step)/mul", "optimizer"),
+        ("jit(step)/jvp(UNet3D)/down_1/res_0/after_conv_0_0/kernel", "in time"),
+        ("jit(step)/jvp(UNet3D)/up_0/res_1/conv_in/mul", "convolutions"),
+        ("jit(step)/jvp(UNet3D)/down_1/follow_0/query/dot", "attention in space"),
         ("", "unnamed"),
     ],
 )

@@ -55,15 +55,7 @@ def _window(x: Array, kernel: Array, stride: int, around: Sequence[tuple[int, in
 
 def _seen(x: Array, kernel: Array, stride: int, around: Sequence[tuple[int, int]]) -> Array:
     """The convolution as one product of what the kernel sees at every place."""
-    size = kernel.shape[0]
-    padded = jnp.pad(x, ((0, 0), *around, (0, 0)))
-    places = [(count - size) // stride + 1 for count in padded.shape[1:3]]
-    high, wide = (stride * (count - 1) + 1 for count in places)
-    parts = [
-        padded[:, i : i + high : stride, j : j + wide : stride]
-        for i in range(size)
-        for j in range(size)
-    ]
+    parts = list(_shifted(x, kernel.shape[0], around, stride))
     return jnp.concatenate(parts, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
@@ -110,19 +102,20 @@ def _kernel_slope(x: Array, d_y: Array, size: int, stride: int) -> Float[Array, 
     half = size // 2
     if stride == 1 and d_y.shape[-1] < x.shape[-1]:
         # The last place of the kernel is the first that dy is seen from.
-        shifted = reversed(list(_shifted(d_y, size, size - 1 - half, 1, x.shape[1:3])))
+        shifted = reversed(list(_shifted(d_y, size, ((size - 1 - half,) * 2,) * 2, 1)))
         found = _products(x, shifted)
     else:
-        found = jnp.swapaxes(_products(d_y, _shifted(x, size, half, stride, d_y.shape[1:3])), 1, 2)
+        found = _products(d_y, _shifted(x, size, ((half,) * 2,) * 2, stride))
+        found = jnp.swapaxes(found, 1, 2)
     return found.reshape(size, size, *found.shape[1:])
 
 
 def _shifted(
-    x: Array, size: int, around: int, stride: int, places: Sequence[int]
+    x: Array, size: int, around: Sequence[tuple[int, int]], stride: int
 ) -> Iterable[Array]:
-    """What each place of a kernel sees at `places`, with so many zeros around each picture."""
-    padded = jnp.pad(x, ((0, 0), (around, around), (around, around), (0, 0)))
-    high, wide = (stride * (count - 1) + 1 for count in places)
+    """What each place of a kernel sees, with so many zeros around each picture."""
+    padded = jnp.pad(x, ((0, 0), *around, (0, 0)))
+    high, wide = (stride * ((count - size) // stride) + 1 for count in padded.shape[1:3])
     for i in range(size):
         for j in range(size):
             yield padded[:, i : i + high : stride, j : j + wide : stride]
