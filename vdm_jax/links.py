@@ -250,8 +250,12 @@ class Link:
 
     def give(self, below: Frames, batch: Frames) -> Frames:
         """The batch with the video below as what is known of it, for `Keep` and `Reconstruct`: of
-        pictures as large, whole frames; of smaller ones, means."""
-        known = self._fetch(below, batch)[1] if self.factor == 1 else None
+        pictures as large, whole frames, none that are only repeated or mixed of others; of smaller
+        ones, means."""
+        known = None
+        if self.factor == 1:
+            own = self.select.below(batch.position, _lengths(batch)) != NONE
+            known = own & self._fetch(below, batch)[1]
         return batch.replace(
             known=known, given=self._expand(below, batch)[..., : below.x.shape[-1]]
         )

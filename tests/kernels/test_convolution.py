@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from vdm_jax.kernels.convolution import FEW, _convolve, convolve
+from vdm_jax.kernels.convolution import FEW, _convolve, convolve, convolve_enlarged
 
 
 def inputs(size, stride, side=(6, 9), channels=(4, 5)):
@@ -62,6 +62,27 @@ def test_a_cpu_sees_small_pictures_in_one_product():
     x, kernel = inputs(3, 1, side=(2, 2))
     text = jax.jit(lambda x, k: convolve(x, k, 1)).lower(x, kernel).compile().as_text()
     assert " convolution(" not in text
+
+
+@pytest.mark.parametrize("side", [(1, 1), (2, 3), (5, 4)])
+def test_an_enlarged_picture_is_never_written(side):
+    """Values and gradients are those of the larger picture, made and convolved; no array of the
+    program is as large with as many channels."""
+    x, kernel = inputs(3, 1, side=side)
+
+    def written(x, kernel):
+        return convolve(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2), kernel, 1)
+
+    def both(f):
+        return f(x, kernel), *jax.grad(lambda x, k: jnp.sin(f(x, k)).sum(), (0, 1))(x, kernel)
+
+    for one, other in zip(both(convolve_enlarged), both(written), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    if side == (1, 1):  # with the zeros around it, it is as large itself
+        return
+    large = f"f32[3,{2 * side[0]},{2 * side[1]},{x.shape[-1]}]"
+    for f, there in ((written, True), (convolve_enlarged, False)):
+        assert (large in str(jax.make_jaxpr(f)(x, kernel))) == there
 
 
 def test_its_values_and_slopes():

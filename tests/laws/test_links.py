@@ -201,6 +201,16 @@ def test_what_is_apart_comes_together_again(link):
     assert untold[7] == (not isinstance(link.select, EveryFrame))  # a still
 
 
+@pytest.mark.parametrize("fill", ["repeat", "linear", "blank"])
+def test_only_frames_of_the_video_below_are_known(fill):
+    """Those between are told some of it, and are the stage's to make."""
+    batch = frames_of([(0, 5), (1, 1)])
+    link = Link(select=Strided(stride=2, fill=fill))
+    given = link.give(link.reduce(batch), batch)
+    assert given.known[0].tolist() == [True, False] * 2 + [True] + [False] * 7
+    np.testing.assert_array_equal(given.given[0, :5:2], batch.x[0, :5:2])
+
+
 @pytest.mark.parametrize("augment", [None, NOISY], ids=["clear", "noisy"])
 def test_details_vary_by_one(augment):
     """Of pictures of unit variance, told with noise; told without, by what is left of `detail`."""

@@ -7,6 +7,7 @@ Work in time never passes from one example of a row to the next, and leaves stil
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
@@ -21,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vdm_jax.axes import EMBED, ROW, TOKEN
 from vdm_jax.batch import Frames, Packed
 from vdm_jax.config import UserError
-from vdm_jax.kernels.convolution import convolve
+from vdm_jax.kernels.convolution import convolve, convolve_enlarged
 from vdm_jax.nets.context import Context
 from vdm_jax.nets.gathered import apply, product
 from vdm_jax.nets.layers import ONE, XAVIER, ZERO, AxisNames, parameter
@@ -166,12 +167,14 @@ class Convolution(nn.Module):
     Attributes:
       axes: logical names of the channels (in, out).
       stride: 2 halves height and width.
+      enlarged: it sees pictures of twice the height and width, each pixel four times.
     """
 
     features: Count
     axes: AxisNames
     size: Count = 3
     stride: Count = 1
+    enlarged: bool = False
     start: Initializer = XAVIER
     dtype: str = "float32"
 
@@ -184,7 +187,9 @@ class Convolution(nn.Module):
 
         def pictures(x: Array, kernel: Array) -> Array:
             b, f = x.shape[:2]
-            out = convolve(x.reshape(b * f, *x.shape[2:]), kernel, self.stride)
+            usual = functools.partial(convolve, stride=self.stride)
+            seen = convolve_enlarged if self.enlarged else usual
+            out = seen(x.reshape(b * f, *x.shape[2:]), kernel)
             return out.reshape(b, f, *out.shape[1:])
 
         return apply(pictures, x.astype(self.dtype), kernel, axes, (ROW, TOKEN)) + bias

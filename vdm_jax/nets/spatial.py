@@ -265,5 +265,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Video) -> Video:
-        x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
-        return by_frame(Convolution(self.features, (EMBED, None), dtype=self.dtype, name="conv")(x))
+        layer = Convolution(
+            self.features, (EMBED, None), enlarged=True, dtype=self.dtype, name="conv"
+        )
+        return by_frame(layer(x))
