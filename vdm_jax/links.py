@@ -6,9 +6,10 @@
 From where the two ways meet they are one: a stage cannot be told of its condition otherwise in
 sampling than it was in training. `raw` has
 
-    below         (b f h w c, or c + 1)  the video below at the frames and the size of this one,
-                                         and a channel that is 1 where a frame is given
-    augmentation  (b e)                  the time of the noise that was put on it, 0 for none
+    below         (b f h w d)  the video below at the frames and the size of this one; how the frames
+                               around one differ, where that is told (`Strided`); and a channel that
+                               is 1 where a frame is given, where not all are
+    augmentation  (b e)        the time of the noise that was put on it, 0 for none
 
 and signals of these names put them into the slots `channels` and `vector`. With `detail` the stage
 makes what its video has beyond that alone (`apart`, `together`).
@@ -56,9 +57,9 @@ class Selection(Protocol):
     def below(self, place: Places, frames: Places) -> Places:
         """Which frame of the video below the frame at `place` of `frames` is, or `NONE`."""
 
-    def shown(self, place: Places, frames: Places) -> Mixture:
-        """Of which frames of the video below what the one at `place` is told is mixed, or `NONE`;
-        shares add up to 1."""
+    def shown(self, place: Places, frames: Places) -> tuple[Mixture, ...]:
+        """The pictures that the frame at `place` is told, each mixed of frames of the video below,
+        or `NONE`. Shares of the first, which is what to expect of it, add up to 1."""
 
     def part(self, window: range) -> slice | None:
         """Which frames of the video below a window of a longer video is told; None where these are
@@ -83,8 +84,8 @@ class EveryFrame:
     def below(self, place: Places, frames: Places) -> Places:
         return place
 
-    def shown(self, place: Places, frames: Places) -> Mixture:
-        return ((place, 1.0),)
+    def shown(self, place: Places, frames: Places) -> tuple[Mixture, ...]:
+        return (((place, 1.0),),)
 
     def part(self, window: range) -> slice | None:
         return slice(window.start, window.stop)
@@ -100,12 +101,16 @@ class Strided:
 
     Attributes:
       fill: what the frames between are told: 'repeat' is the last one before them, 'linear' a
-        mixture of those before and after them by their distance, 'blank' none.
+        mixture of those before and after them by their distance, and how these two differ, which
+        says what moved; 'blank' none.
+      change: the standard deviation of how these two differ, in model values; that is told in units
+        of it, or beside the pictures themselves it would be too little to be noticed.
     """
 
     stride: Count
     ends: Natural = 0
     fill: Literal["repeat", "linear", "blank"] = "repeat"
+    change: Positive = 1.0
 
     def __post_init__(self):
         if self.fill not in ("repeat", "linear", "blank"):
@@ -130,17 +135,18 @@ class Strided:
         own = index * self.stride + self.ends == place
         return jnp.where(own & self._any(frames), index, NONE)
 
-    def shown(self, place: Places, frames: Places) -> Mixture:
+    def shown(self, place: Places, frames: Places) -> tuple[Mixture, ...]:
         if self.fill == "blank":
-            return ((self.below(place, frames), 1.0),)
+            return (((self.below(place, frames), 1.0),),)
         before = self._before(place, frames)
         here = jnp.where(self._any(frames), before, NONE)
         if self.fill == "repeat":
-            return ((here, 1.0),)
+            return (((here, 1.0),),)
         past = (place - self.ends - before * self.stride) / self.stride
         after = jnp.minimum(before + 1, self._last(frames))
+        after = jnp.where(self._any(frames), after, NONE)
         share = jnp.clip(past, 0, 1)
-        return ((here, 1 - share), (jnp.where(self._any(frames), after, NONE), share))
+        return ((here, 1 - share), (after, share)), ((here, -1 / self.change), (after, 1 / self.change))
 
     def _any(self, frames: Places) -> Bool[Array, "b f"]:
         """Whether there is a frame below that is not the video itself."""
@@ -190,8 +196,8 @@ class Ends:
         index = jnp.where(place < self.first, place, index)
         return jnp.where(frames > self.first + self.last, index, NONE)
 
-    def shown(self, place: Places, frames: Places) -> Mixture:
-        return ((self.below(place, frames), 1.0),)
+    def shown(self, place: Places, frames: Places) -> tuple[Mixture, ...]:
+        return (((self.below(place, frames), 1.0),),)
 
     def part(self, window: range) -> slice | None:
         return None
@@ -320,14 +326,17 @@ class Link:
     def _fetch(self, below: Frames, batch: Frames) -> tuple[Video, Bool[Array, "b f"]]:
         """What each frame is told of those below, and whether there is any."""
         same = (below.segment[:, None] == batch.segment[..., None]) & (batch.segment > 0)[..., None]
-        found: Video | float = 0.0
         given = jnp.zeros(batch.segment.shape, bool)
-        for shown, share in self.select.shown(batch.position, _lengths(batch)):
-            mine = same & (below.position[:, None] == shown[..., None])
-            frames = jax.vmap(lambda frames, i: frames[i])(below.x, jnp.argmax(mine, axis=-1))
-            found += jnp.asarray(share)[..., None, None, None] * frames
-            given |= mine.any(-1)
-        return jnp.asarray(found), given
+        pictures = []
+        for mixture in self.select.shown(batch.position, _lengths(batch)):
+            picture: Video | float = 0.0
+            for shown, share in mixture:
+                mine = same & (below.position[:, None] == shown[..., None])
+                frames = jax.vmap(lambda frames, i: frames[i])(below.x, jnp.argmax(mine, axis=-1))
+                picture += jnp.asarray(share)[..., None, None, None] * frames
+                given |= mine.any(-1)
+            pictures.append(picture)
+        return jnp.concatenate(pictures, axis=-1), given
 
 
 def _lengths(batch: Frames) -> Places:

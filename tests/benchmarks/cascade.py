@@ -6,8 +6,8 @@
 truth    each stage that enlarges is given the true video below, made of true clips that nobody
          trained on, and told that no noise is on it; what it makes is held against the true clip,
          beside interpolation (linear in time, cubic in space): PSNR in dB of the squared error's
-         mean over all clips, and the ratio of edge energies, 1 where edges are as sharp as they are
-         in truth;
+         mean over all clips, the ratio of edge energies, 1 where edges are as sharp as they are in
+         truth, and what the judge sees;
 judge    colour, direction and object of what the whole cascade makes for the same captions, and
          of its first stage's videos, interpolated;
 sweep    the same scores, and the ratio of edge energies to the true clips', for several times of
@@ -66,8 +66,13 @@ def interpolated(video: Video, size: tuple[int, int, int]) -> Video:
     return np.stack([np.asarray(Image.fromarray(f).resize(turned, Image.BICUBIC)) for f in frames])
 
 
-def enlarging(stage: Any, clips: Sequence[tuple[Request, Video]]) -> dict[str, Any]:
-    """One stage against interpolation, given the truth below."""
+def enlarging(
+    stage: Any,
+    clips: Sequence[tuple[Request, Video]],
+    scenes: Sequence[generated.Scene],
+    size: tuple[int, int, int],
+) -> dict[str, Any]:
+    """One stage against interpolation, given the truth below; judged, interpolated to `size`."""
     link = stage.stage.link
     small = [below(link, clip) for _, clip in clips]
     told = stage.override(augmentation=0.0)
@@ -82,6 +87,8 @@ def enlarging(stage: Any, clips: Sequence[tuple[Request, Video]]) -> dict[str, A
         found[f"psnr {name}"] = round(float(10 * np.log10(255**2 / error)), 2)
         sharp = np.mean([edges(one) for one, _ in pairs]) / np.mean([edges(t) for _, t in pairs])
         found[f"edges {name}"] = round(float(sharp), 3)
+        whole = [interpolated(one, size) for one, _ in pairs]
+        found |= {f"{what} {name}": value for what, value in scores(whole, scenes).items()}
     return found
 
 
@@ -110,7 +117,8 @@ def measure(runs: Sequence[str], truth: str, count: int, report: Any = print) ->
         for link in reversed(links):
             mine = [below(link, clip) for clip in mine]
         pairs = list(zip(per_stage[number], mine, strict=True))
-        found[f"stage {number}"] = enlarging(cascade.stages[number].on(_device()), pairs)
+        stage = cascade.stages[number].on(_device())
+        found[f"stage {number}"] = enlarging(stage, pairs, scenes, clips[0].shape[:3])
         report(found)
     first = dict(cascade.stages[0].on(_device())(per_stage[0]))
     base = [interpolated(first[i], asked[i].size) for i in range(len(asked))]

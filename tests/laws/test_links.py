@@ -110,7 +110,8 @@ def test_training_and_sampling_tell_the_same(link):
     for name, leaf in trained.items():
         assert leaf.shape == sampled[name].shape and leaf.dtype == sampled[name].dtype
         np.testing.assert_allclose(same[name], sampled[name], atol=1e-4)
-    assert trained["below"].shape == (1, 12, SIDE, SIDE, 3 + link.select.masked)
+    mixed = isinstance(link.select, Strided) and link.select.fill == "linear"
+    assert trained["below"].shape == (1, 12, SIDE, SIDE, 3 + link.select.masked + 3 * mixed)
 
 
 @pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
@@ -157,15 +158,19 @@ def test_frames_between_are_told_the_one_before_or_none():
 
 def test_frames_between_are_mixed_by_their_distance():
     batch = frames_of(((1, 6), (2, 1), (3, 4)))
-    told = np.asarray(Link(select=Strided(stride=3, fill="linear")).train(batch, 0)["below"])[0]
+    mixed = Link(select=Strided(stride=3, fill="linear", change=0.5))
+    told = np.asarray(mixed.train(batch, 0)["below"])[0]
     x = np.asarray(batch.x)[0]
     # What follows the last frame is told that one; a still is told nothing.
     expected = [x[0], (2 * x[0] + x[3]) / 3, (x[0] + 2 * x[3]) / 3, x[3], x[3], x[3], 0 * x[6]]
     expected += [x[7], (2 * x[7] + x[10]) / 3, (x[7] + 2 * x[10]) / 3, x[10]]
-    np.testing.assert_allclose(told[:11], expected, atol=1e-6)
+    np.testing.assert_allclose(told[:11, ..., :3], expected, atol=1e-6)
+    # ... and how those around it differ, in units of `change`.
+    differ = [(x[3] - x[0]) / 0.5] * 3 + [0 * x[0]] * 4 + [(x[10] - x[7]) / 0.5] * 3 + [0 * x[0]]
+    np.testing.assert_allclose(told[:11, ..., 3:], differ, atol=1e-6)
     ends = Link(select=Strided(stride=2, ends=1, fill="linear")).train(frames_of(((1, 5),)), 0)
     at_ends = [x[1], x[1], (x[1] + x[3]) / 2, x[3], x[3]]
-    np.testing.assert_allclose(ends["below"][0, :5], at_ends, atol=1e-6)
+    np.testing.assert_allclose(ends["below"][0, :5, ..., :3], at_ends, atol=1e-6)
 
 
 def test_noise_has_the_variance_of_its_time():

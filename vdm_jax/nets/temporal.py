@@ -8,8 +8,8 @@ A `Temporal` puts a part at a place; a video UNet is an image UNet and a tuple o
     after_attention                   after all of it
     after_level                       at the end of a level
 
-Parts keep the shape. They see each place of the picture through the frames of its example; frames
-of examples that have only one are left as they are, unless `on_single` is 'attend'. What a fresh
+Parts keep the shape. They see each place of the picture through the frames of its example, `Joint`
+all places; frames of examples that have only one are left as they are, unless `on_single` is 'attend'. What a fresh
 part does (`init`) is data: nothing at all, where an image model is to be inflated.
 """
 
@@ -197,6 +197,24 @@ class Attention:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Joint:
+    """Each place attends to all places of all frames of its example (Bertasius et al. 2021, "joint
+    space-time"): what moves leaves its place. For levels of few places.
+
+    Attributes:
+      position: of (frame, row, column), added to what is projected, or turning queries and keys.
+      init: of the output layer.
+    """
+
+    heads: Heads
+    position: Position | None = None
+    init: Literal["zero", "random"] = "zero"
+
+    def __call__(self, x, clip, *, name, dtype):
+        return _Joint(self, dtype, name=name)(x, clip)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Transformer:
     """A transformer over time: norm, in, attention twice, GEGLU, out, + input (Wang et al. 2023).
 
@@ -269,6 +287,31 @@ class _Attention(nn.Module):
         heads = record.heads(x.shape[-1])
         out = flat + attention(self, inner, clip, heads, INIT[record.init], "self")
         return by_frame(out.reshape(x.shape))
+
+
+class _Joint(nn.Module):
+    record: Joint
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Video, clip: Clip) -> Video:
+        record, heads = self.record, self.record.heads(x.shape[-1])
+        tokens = clip.places(*x.shape[2:4])
+        flat = rearrange(x, "b f h w c -> b (f h w) c")
+        inner = LayerNorm(eps=1e-5, affine=True, name="norm")(flat)
+        angles = None
+        if record.position is not None:
+            added = record.position.add(tokens, x.shape[-1])
+            inner = inner if added is None else inner + added.astype(inner.dtype)
+            angles = record.position.angles(tokens, x.shape[-1] // heads)
+
+        def meet(q: Array, k: Array, v: Array) -> Array:
+            if angles is not None:
+                q, k = rotate(q, angles), rotate(k, angles)
+            return attend(q, k, v, q_group=tokens.segment, kv_group=tokens.segment)
+
+        layer = MultiHead(heads, self.dtype, INIT[record.init], name="self")
+        return by_frame((flat + layer(inner, inner, meet)).reshape(x.shape))
 
 
 class _Transformer(nn.Module):
