@@ -83,7 +83,7 @@ bunny: setup
 CASCADE := data/cascade
 STAGES  := base time space
 # Small shapes go far: a pixel a frame, which no interpolation guesses.
-SCENES  := --frames 16 --sides 32 --radius 0.22 0.28
+SCENES  := --frames 16 --sides 32 --radius 0.27 0.33
 cascade: setup
 	$(PY) -m data_pipeline generate $(CASCADE)/clips --clips 4000 --seed 0 --holdout 0 $(SCENES)
 	$(PY) -m data_pipeline generate $(CASCADE)/unseen --clips 128 --seed 1 --holdout 0 --unseen $(SCENES)

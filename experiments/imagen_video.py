@@ -53,6 +53,7 @@ Tried    smoke-base: more of high noise (logit-normal times of mean 0.7, all ali
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
@@ -73,18 +74,49 @@ from vdm_jax.diffusion.sample import Sampler
 from vdm_jax.diffusion.schedule import Cosine
 from vdm_jax.diffusion.steppers import Ancestral, Ddim
 from vdm_jax.diffusion.times import LogitNormal, Stratified, Within
-from vdm_jax.diffusion.weights import MinSnr
+from vdm_jax.diffusion.weights import MinSnr, Uniform
 from vdm_jax.links import Augment, EveryFrame, Link, Strided
 from vdm_jax.nets.clip import HeadWidth
-from vdm_jax.nets.positions import Sincos
+from vdm_jax.nets.positions import Rotary, Sincos
 from vdm_jax.nets.relative import T5Bias
 from vdm_jax.nets.spatial import Norm
-from vdm_jax.nets.temporal import Attention, Convolutions, Temporal
+from vdm_jax.nets.temporal import Attention, Convolutions, Joint, Temporal
 from vdm_jax.objectives.denoise import Denoise
 from vdm_jax.train.run import Prompt
 
 GAIN = 0.5**0.5  # Saharia et al. (2022), appendix B
 SNR_3 = 1 / 3  # the time at which a cosine's signal to noise ratio is 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manner:
+    """What all stages of a cascade have in common. `heard` is the law of the noise on what is below
+    in training, `augmentation` its time in sampling; `fill` what frames between are told."""
+
+    knobs: dict[str, float]
+    vocab: int
+    words: int
+    images: int
+    block: int
+    parameterization: type
+    place: ConfigDict | None = None  # of a frame, told to attention in time
+    fill: Literal["repeat", "linear"]
+    heard: ConfigDict
+    stepper: type
+
+
+PAPER = Manner(
+    knobs={"learning_rate": 1e-4, "guidance": 4.0, "augmentation": SNR_3},
+    vocab=32_128, words=128, images=8, block=4096, parameterization=V, fill="repeat",
+    heard=spec(Within, high=0.5), stepper=Ancestral,
+)  # fmt: skip
+SMALL = Manner(
+    knobs={"learning_rate": 4e-3, "muon_rate": 2e-2, "guidance": 8.0, "augmentation": 0.02},
+    vocab=base.SMALL_VOCAB, words=32, images=0, block=512, parameterization=X0,
+    place=spec(Sincos, axes="t"), fill="linear",
+    # There is little time to learn of noise that the stage below hardly leaves.
+    heard=spec(Within, high=0.2, base=spec(LogitNormal, mean=-6.0, std=3.0)), stepper=Ddim,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,9 +135,13 @@ class Sizes:
     factor: int = 1
     stride: int = 1
     skip: int = 1  # of the data's frames every how manieth is seen
-    steps: int = 128
-    resample: str = "before"
+    resample: Literal["before", "after"] = "before"
     detail: float | None = None
+    change: float = 1.0
+    oscillates: bool = False  # its guidance
+    sampling: int = 128  # steps
+    training: int = 400_000
+    rows: int = 256
 
     @property
     def first(self) -> bool:
@@ -115,7 +151,7 @@ class Sizes:
 STAGES = {
     "base": Sizes(
         window=16, size=(24, 40), width=768, mults=(1, 2, 3, 4), blocks=(3, 3, 3, 3),
-        attend=(1, 2, 3), skip=8, steps=256, resample="after",
+        attend=(1, 2, 3), skip=8, sampling=256, resample="after", oscillates=True,
     ),
     "time1": Sizes(
         window=32, size=(24, 40), width=448, mults=(1, 2, 3, 4), blocks=(3, 3, 3, 3),
@@ -123,7 +159,7 @@ STAGES = {
     ),
     "space1": Sizes(
         window=32, size=(48, 80), width=320, mults=(1, 2, 3, 4), blocks=(2, 4, 6, 6),
-        attend=(2, 3), factor=2, skip=4,
+        attend=(2, 3), factor=2, skip=4, oscillates=True,
     ),
     "space2": Sizes(
         window=32, size=(192, 320), width=192, mults=(1, 2, 4, 6), blocks=(2, 4, 8, 8),
@@ -141,21 +177,21 @@ STAGES = {
     "space3": Sizes(
         window=128, size=(256, 256), width=160, mults=(1, 2, 3, 4), blocks=(2, 4, 6, 6), factor=4,
     ),
+}  # fmt: skip
+SMALL_STAGES = {
     "smoke-base": Sizes(
         window=8, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 2), attend=(1,), head=32,
-        groups=8, skip=2, steps=32,
+        groups=8, skip=2, sampling=32, training=1900, rows=16,
     ),
     "smoke-time": Sizes(
-        window=16, size=(16, 16), width=16, mults=(1, 2), blocks=(1, 1), head=16, groups=8,
-        stride=2, steps=8, resample="after", detail=0.025,
+        window=16, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
+        stride=2, detail=0.025, change=0.125, sampling=2, training=500, rows=8,
     ),
     "smoke-space": Sizes(
         window=16, size=(32, 32), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
-        factor=2, steps=8, detail=0.07,
+        factor=2, detail=0.07, sampling=8, training=400, rows=4,
     ),
 }  # fmt: skip
-SMOKE_STEPS = {"smoke-base": 1300, "smoke-time": 500, "smoke-space": 450}
-SMOKE_ROWS = {"smoke-base": 16, "smoke-time": 8, "smoke-space": 4}
 PROMPTS = (
     "a red circle moving right over a plain dark background",
     "a blue square moving down over light stripes",
@@ -165,88 +201,85 @@ PROMPTS = (
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    name = base.variant("base" if arg in (None, "") else arg, (*STAGES, "smoke"))
+    name = base.variant("base" if arg in (None, "") else arg, (*STAGES, *SMALL_STAGES, "smoke"))
     name = "smoke-base" if name == "smoke" else name
-    smoke = name.startswith("smoke")
-    usual = {
-        "manifest": "data/cascade/manifest",
-        "seed": 0,
-        "steps": SMOKE_STEPS.get(name, 400_000),
-        "learning_rate": 2e-3 if smoke else 1e-4,
-        "text_drop": 0.1,
-        "guidance": 3.0 if smoke else 4.0,
-        "augmentation": 0.02 if smoke else SNR_3,
-    }
-    if smoke:
-        usual["muon_rate"] = 1e-2
-    knobs = ConfigDict(usual)
-    sizes = STAGES[name]
+    small = name in SMALL_STAGES
+    sizes, manner = (SMALL_STAGES, SMALL) if small else (STAGES, PAPER)
+    sizes = sizes[name]
+    usual = {"manifest": "data/cascade/manifest", "seed": 0, "steps": sizes.training}
+    knobs = ConfigDict(usual | {"text_drop": 0.1} | manner.knobs)
     data = base.frames_data(
         knobs,
         frames=sizes.window,
         size=sizes.size,
-        rows=SMOKE_ROWS.get(name, 256),
-        images=0 if smoke or sizes.stride > 1 else 8,
+        rows=sizes.rows,
+        images=0 if sizes.stride > 1 else manner.images,
         stride=sizes.skip,
         # A still has no frames between its own.
         where="n_frames > 1" if sizes.stride > 1 else "",
-        words=32 if smoke else 128,
-        block=512 if smoke else 4096,
+        words=manner.words,
+        block=manner.block,
     )
+    changes = _small_changes(sizes) if small else {}
+    stage = _stage(sizes, manner, knobs)
+    return base.frames_run(knobs, stage=stage, data=data, smoke=small, **changes)
+
+
+def _small_changes(sizes: Sizes) -> dict[str, Any]:
+    """High noise, at which is decided what is where and moves how, counts for more."""
+    if not sizes.first:
+        high = spec(LogitNormal, mean=1.0, std=1.5, base=spec(Stratified))
+        return {"objective": spec(Denoise, times=high, weight=spec(Uniform))}
+    high = spec(LogitNormal, mean=0.6, base=spec(Stratified))
     prompts = tuple(
         spec(Prompt, text=text, frames=1 if "photo" in text else 8, height=16, width=16, fps=4)
         for text in PROMPTS
     )
-    more = {"prompts": prompts if smoke and sizes.first else ()}
-    if smoke and sizes.first:
-        more["objective"] = spec(Denoise, times=spec(Stratified), weight=spec(MinSnr, floor=1.0))
-    return base.frames_run(
-        knobs, stage=_stage(name, sizes, knobs, smoke), data=data, smoke=smoke, **more
-    )
+    objective = spec(Denoise, times=high, weight=spec(MinSnr, floor=1.0))
+    return {"objective": objective, "prompts": prompts}
 
 
-def _stage(name: str, sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDict:
-    width = 4 * sizes.width
-    length, vocab = (32, base.SMALL_VOCAB) if smoke else (128, 32_128)
-    text = {"vocab": vocab, "length": length, "drop": knobs.get_ref("text_drop")}
+def _stage(sizes: Sizes, manner: Manner, knobs: ConfigDict) -> ConfigDict:
+    width, small = 4 * sizes.width, manner is SMALL
+    text = {"vocab": manner.vocab, "length": manner.words, "drop": knobs.get_ref("text_drop")}
     signals = (base.text_vector(width=width, **text),)
-    if not smoke:
+    if not small:
         signals += (base.text_tokens(width=1024, **text),)
     if not sizes.first:
         signals += base.told_below(width)
     return base.frames_stage(
-        backbone=_unet(sizes, smoke),
-        parameterization=spec(X0) if smoke and sizes.first else spec(V),
+        backbone=_unet(sizes, manner),
+        parameterization=spec(manner.parameterization if sizes.first else V),
         signals=signals,
-        sampler=_sampler(name, sizes, knobs),
+        sampler=_sampler(sizes, manner, knobs),
         size=sizes.size,
-        link=None if sizes.first else _link(sizes, knobs, smoke),
+        link=None if sizes.first else _link(sizes, manner, knobs),
     )
 
 
-def _link(sizes: Sizes, knobs: ConfigDict, smoke: bool) -> ConfigDict:
-    fill = "linear" if smoke else "repeat"
+def _link(sizes: Sizes, manner: Manner, knobs: ConfigDict) -> ConfigDict:
     select = spec(EveryFrame)
     if sizes.stride > 1:
-        select = spec(Strided, stride=sizes.stride, fill=fill)
-    # A small stage has little time to learn of noise that the one below hardly leaves.
-    times = spec(Within, high=0.2, base=spec(LogitNormal, mean=-3.0, std=1.5)) if smoke else None
+        select = spec(Strided, stride=sizes.stride, fill=manner.fill, change=sizes.change)
     augment = spec(
         Augment,
         process=spec(Process, schedule=spec(Cosine)),
-        times=times or spec(Within, high=0.5),
+        times=manner.heard,
         at=knobs.get_ref("augmentation"),
     )
     return spec(Link, select=select, factor=sizes.factor, augment=augment, detail=sizes.detail)
 
 
-def _unet(sizes: Sizes, smoke: bool) -> ConfigDict:
+def _unet(sizes: Sizes, manner: Manner) -> ConfigDict:
+    small = manner is SMALL
     in_time = spec(Convolutions, count=1, norm=spec(Norm, groups=sizes.groups, scope="clip"))
     if sizes.first:
-        in_time = spec(
-            Attention, heads=spec(HeadWidth, features=sizes.head), relative=spec(T5Bias),
-            position=spec(Sincos, axes="t") if smoke else None,
-        )  # fmt: skip
+        heads = spec(HeadWidth, features=sizes.head)
+        in_time = spec(Attention, heads=heads, relative=spec(T5Bias), position=manner.place)
+    temporal = (spec(Temporal, part=in_time, at="after_attention"),)
+    if sizes.first and small:  # the larger ones hear of all places from their many blocks
+        joint = spec(Joint, heads=heads, position=spec(Rotary))
+        temporal += (spec(Temporal, part=joint, at="after_attention", levels=(1,)),)
     return base.unet(
         width=sizes.width,
         mults=sizes.mults,
@@ -254,27 +287,23 @@ def _unet(sizes: Sizes, smoke: bool) -> ConfigDict:
         attend=sizes.attend,
         head=sizes.head,
         groups=sizes.groups,
-        temporal=(spec(Temporal, part=in_time, at="after_attention"),),
-        cross=() if smoke else ("text",),
-        smoke=smoke,
+        temporal=temporal,
+        cross=() if small else ("text",),
+        smoke=small,
         gain=GAIN,
         resample=sizes.resample,
     )
 
 
-def _sampler(name: str, sizes: Sizes, knobs: ConfigDict) -> ConfigDict:
-    smoke = name.startswith("smoke")
+def _sampler(sizes: Sizes, manner: Manner, knobs: ConfigDict) -> ConfigDict:
     scale = spec(Constant, value=knobs.get_ref("guidance"))
-    clipped = spec(Threshold) if smoke else spec(DynamicThreshold)
-    if name in ("base", "space1"):
-        scale = spec(Oscillating, high=15.0, low=1.0, constant=sizes.steps // 10)
-    guided = spec(Guidance, scales=(scale,))
-    guides = (guided, clipped)
-    if name == "smoke-base":  # as in `demo.py`: at low noise guidance only adds grain
-        guides = (guided, spec(Interval, low=1.0), clipped)
-    elif smoke:
-        guides = ()
+    if sizes.oscillates:
+        scale = spec(Oscillating, high=15.0, low=1.0, constant=sizes.sampling // 10)
+    guides = (spec(Guidance, scales=(scale,)), spec(DynamicThreshold))
+    if manner is SMALL:
+        # As in `demo.py`: at low noise guidance only adds grain. What enlarges needs none.
+        guides = (guides[0], spec(Interval, low=1.0), spec(Threshold)) if sizes.first else ()
     return spec(
-        Sampler, stepper=spec(Ddim) if smoke else spec(Ancestral), grid=spec(Linspace),
-        steps=sizes.steps, guides=guides,
+        Sampler, stepper=spec(manner.stepper), grid=spec(Linspace), steps=sizes.sampling,
+        guides=guides,
     )  # fmt: skip

@@ -6,9 +6,9 @@
 From where the two ways meet they are one: a stage cannot be told of its condition otherwise in
 sampling than it was in training. `raw` has
 
-    below         (b f h w d)  the video below at the frames and the size of this one; how the frames
-                               around one differ, where that is told (`Strided`); and a channel that
-                               is 1 where a frame is given, where not all are
+    below         (b f h w d)  the video below at the frames and the size of this one; for some
+                               selections how the frames around one differ, or a channel that is 1
+                               where a frame is given
     augmentation  (b e)        the time of the noise that was put on it, 0 for none
 
 and signals of these names put them into the slots `channels` and `vector`. With `detail` the stage
@@ -146,7 +146,8 @@ class Strided:
         after = jnp.minimum(before + 1, self._last(frames))
         after = jnp.where(self._any(frames), after, NONE)
         share = jnp.clip(past, 0, 1)
-        return ((here, 1 - share), (after, share)), ((here, -1 / self.change), (after, 1 / self.change))
+        mixed = (here, 1 - share), (after, share)
+        return mixed, ((here, -1 / self.change), (after, 1 / self.change))
 
     def _any(self, frames: Places) -> Bool[Array, "b f"]:
         """Whether there is a frame below that is not the video itself."""

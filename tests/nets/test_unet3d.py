@@ -17,7 +17,7 @@ from vdm_jax.nets import spatial, temporal
 from vdm_jax.nets.channels import Affine, Shift
 from vdm_jax.nets.clip import Clip, HeadCount, HeadWidth, TimeConvolution, as_tokens
 from vdm_jax.nets.context import contexts
-from vdm_jax.nets.positions import Sincos
+from vdm_jax.nets.positions import Rotary, Sincos
 from vdm_jax.nets.relative import Shaw, T5Bias
 from vdm_jax.nets.remat import REMAT
 from vdm_jax.nets.spatial import Norm
@@ -49,6 +49,9 @@ PARTS = {
     "shaw": Temporal(part=temporal.Attention(heads=HEADS, relative=Shaw(reach=2)), at="after_ca"),
     "t5": Temporal(
         part=temporal.Attention(heads=HEADS, relative=T5Bias(buckets=8, reach=6)), at="after_ff"
+    ),
+    "joint": Temporal(
+        part=temporal.Joint(heads=HEADS, position=Sincos(axes="ty")), at="after_attention"
     ),
     "transformer": Temporal(
         part=temporal.Transformer(heads=HEADS, inner=16, norm=BY_CLIP), at="after_attention"
@@ -220,7 +223,7 @@ def test_without_positions_the_order_of_frames_is_no_matter():
         np.testing.assert_allclose(
             apply(params, turned, time, cond), apply(params, *given)[:, order], atol=2e-5
         )
-    for part in ("attention", "shaw", "t5", "pseudo3d", "affine", "shift"):
+    for part in ("attention", "shaw", "t5", "joint", "pseudo3d", "affine", "shift"):
         apply, params = prepared((part,))
         off = apply(params, turned, time, cond) - apply(params, *given)[:, order]
         assert np.abs(off).max() > 1e-3
@@ -271,6 +274,55 @@ def alone(part, x, batch, params=None):
     network = Around()
     params = params or meta.unbox(network.init(jax.random.key(0), x))
     return network.apply(params, x), params
+
+
+def by_pixel(x, batch):
+    """(a video's pixels as frames of one pixel, and their batch), in raster order."""
+    b, f, h, w, c = x.shape
+    each = functools.partial(jnp.repeat, repeats=h * w, axis=1)
+    own = jnp.arange(f * h * w)[None]
+    return x.reshape(b, f * h * w, 1, 1, c), batch.replace(
+        x=x.reshape(b, f * h * w, 1, 1, c), segment=each(batch.segment), position=own
+    )
+
+
+def test_joint_attention_is_attention_in_time_of_a_video_s_pixels():
+    """Every place asks every place of its example's frames, and of no other's."""
+    batch, *_ = rows(((0, 4), (1, 2)))
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 6, 2, 3, 4)), jnp.float32)
+    _, fresh = alone(temporal.Joint(heads=HEADS), x, batch)
+    params = {"params": random_like(fresh["params"])}
+    found, _ = alone(temporal.Joint(heads=HEADS), x, batch, params)
+    truth, _ = alone(temporal.Attention(heads=HEADS), *by_pixel(x, batch), params)
+    np.testing.assert_allclose(found.reshape(truth.shape), truth, atol=1e-5)
+    assert np.abs(found - x).max() > 0.1
+
+
+def test_joint_attention_is_turned_by_frame_row_and_column():
+    """Against NumPy: pairs of features of queries and keys are turned by the place."""
+    batch, *_ = rows(((0, 6),))
+    x = jnp.asarray(np.random.default_rng(5).normal(size=(1, 6, 2, 3, 12)), jnp.float32)
+    part = temporal.Joint(heads=HeadCount(1), position=Rotary(split=(4, 4, 4)))
+    _, fresh = alone(part, x, batch)
+    params = {"params": random_like(fresh["params"])}
+    found, _ = alone(part, x, batch, params)
+    layers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"]["part"])
+    flat = np.asarray(x, np.float64).reshape(36, 12)
+    inner = (flat - flat.mean(-1, keepdims=True)) / np.sqrt(flat.var(-1, keepdims=True) + 1e-5)
+    inner = inner * layers["norm"]["scale"] + layers["norm"]["bias"]
+    at = np.stack(np.meshgrid(*map(np.arange, (6, 2, 3)), indexing="ij"), -1).reshape(36, 3)
+    turn = np.exp(1j * np.repeat(at, 2, axis=1) * np.tile([1, 0.01], 3))
+
+    def turned(name):
+        pairs = (inner @ layers["self"][name]["kernel"]).reshape(36, 6, 2)
+        return (pairs[..., 0] + 1j * pairs[..., 1]) * turn
+
+    scores = (turned("query") @ turned("key").conj().T).real / np.sqrt(12)
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    out = shares @ (inner @ layers["self"]["value"]["kernel"])
+    truth = flat + out @ layers["self"]["out"]["kernel"] + layers["self"]["out"]["bias"]
+    np.testing.assert_allclose(found.reshape(36, 12), truth, atol=1e-4)
 
 
 def test_a_shift_moves_channels_between_frames_of_an_example():

@@ -9,8 +9,9 @@ A `Temporal` puts a part at a place; a video UNet is an image UNet and a tuple o
     after_level                       at the end of a level
 
 Parts keep the shape. They see each place of the picture through the frames of its example, `Joint`
-all places; frames of examples that have only one are left as they are, unless `on_single` is 'attend'. What a fresh
-part does (`init`) is data: nothing at all, where an image model is to be inflated.
+all places; frames of examples that have only one are left as they are, unless `on_single` is
+'attend'. What a fresh part does (`init`) is data: nothing at all, where an image model is to be
+inflated.
 """
 
 from __future__ import annotations
