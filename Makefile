@@ -36,9 +36,12 @@ $(error DEVICE is '$(DEVICE)'; it must be cpu or gpu)
 else
 EXTRA     :=
 INSTALLED := $(VENV)/.installed
+# What a step frees is kept: glibc gives it back to the kernel, which clears every page again for the
+# next step (docs/step.md).
+MEMORY    := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # Two devices on a CPU: what XLA runs on one core at a time then runs on two. Each keeps to its own
 # core: products that are divided between them wait for each other.
-DEVICES   := XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"
+DEVICES   := $(MEMORY) XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false $$XLA_FLAGS"
 endif
 
 .PHONY: demo bunny cascade test slow mutants lint setup videos clean

@@ -297,10 +297,13 @@ class Link:
             below = below.replace(x=x)
         told = {"below": self._expand(below, batch), "augmentation": time}
         if self.detail is not None:
-            # Of unit variance, x less alpha (alpha x + sigma n) varies by sigma^2. What is told
-            # nothing is left whole.
-            sigma = 0.0 if self.augment is None else batch.spread(at.sigma)
-            left = jnp.sqrt(self.detail**2 + jnp.square(sigma))
+            # Of unit variance, x less alpha (alpha x + sigma n) varies by sigma^2 (sigma^2 +
+            # alpha^2 var(n)). What is told nothing is left whole.
+            noise: Array | float = 0.0
+            if self.augment is not None:
+                alpha2, sigma2 = (jnp.square(batch.spread(one)) for one in (at.alpha, at.sigma))
+                noise = sigma2 * (sigma2 + alpha2 * self._variance(batch)[..., None, None, None])
+            left = jnp.sqrt(self.detail**2 + noise)
             given = self._fetch(below, batch)[1][..., None, None, None]
             told["scale"] = jnp.where(given, left, 1.0)
         return told
@@ -312,6 +315,12 @@ class Link:
             return below
         at = self.augment.process.level(told["augmentation"][..., None])
         return batch.spread(at.alpha) * below
+
+    def _variance(self, batch: Frames) -> Float[Array, "b f"]:
+        """Of what each frame is to be expected to be, where frames below vary by 1 each."""
+        mixture = self.select.shown(batch.position, _lengths(batch))[0]
+        pairs = [(i, j) for i in mixture for j in mixture]
+        return sum(jnp.where(i[0] == j[0], i[1] * j[1], 0.0) for i, j in pairs)
 
     def _expand(self, below: Frames, batch: Frames) -> Video:
         """The video below at the frames and the size of `batch`; zeros where there is none."""

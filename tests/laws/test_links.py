@@ -228,6 +228,17 @@ def test_details_vary_by_one(augment):
     assert float(apart.x.std()) == pytest.approx(1, rel=0.02)
 
 
+def test_details_of_mixed_frames_vary_by_one():
+    """A mixture has less noise than each of its frames; the last is a mixture of one with itself."""
+    batch = frames_of(((1, 12),), side=32)
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), batch.x.shape[2:]), batch.x.shape)
+    small = 0.1 * jax.random.normal(jax.random.key(1), batch.x.shape)
+    link = Link(select=Strided(stride=2, fill="linear"), augment=NOISY, detail=0.1)
+    told = link.sample(link.reduce(batch.replace(x=x)), batch, 3)
+    apart = link.apart(batch.replace(x=x + small), told)
+    np.testing.assert_allclose(apart.x.std((0, 2, 3, 4)), 1, rtol=0.05)
+
+
 def test_windows_fall_on_the_frames_below():
     """Show-1: windows of 5 frames, each between two frames below."""
     select = Strided(stride=4, fill="blank")
