@@ -77,10 +77,10 @@ from vdm_jax.diffusion.times import LogitNormal, Stratified, Within
 from vdm_jax.diffusion.weights import MinSnr, Uniform
 from vdm_jax.links import Augment, EveryFrame, Link, Strided
 from vdm_jax.nets.clip import HeadWidth
-from vdm_jax.nets.positions import Rotary, Sincos
+from vdm_jax.nets.positions import Sincos
 from vdm_jax.nets.relative import T5Bias
 from vdm_jax.nets.spatial import Norm
-from vdm_jax.nets.temporal import Attention, Convolutions, Joint, Temporal
+from vdm_jax.nets.temporal import Attention, Convolutions, Places, Temporal
 from vdm_jax.objectives.denoise import Denoise
 from vdm_jax.train.run import Prompt
 
@@ -181,7 +181,7 @@ STAGES = {
 SMALL_STAGES = {
     "smoke-base": Sizes(
         window=8, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 2), attend=(1,), head=32,
-        groups=8, skip=2, sampling=32, training=1900, rows=16,
+        groups=8, skip=2, sampling=32, training=1400, rows=16,
     ),
     "smoke-time": Sizes(
         window=16, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
@@ -273,13 +273,14 @@ def _link(sizes: Sizes, manner: Manner, knobs: ConfigDict) -> ConfigDict:
 def _unet(sizes: Sizes, manner: Manner) -> ConfigDict:
     small = manner is SMALL
     in_time = spec(Convolutions, count=1, norm=spec(Norm, groups=sizes.groups, scope="clip"))
+    place = manner.place if sizes.first else None
     if sizes.first:
         heads = spec(HeadWidth, features=sizes.head)
-        in_time = spec(Attention, heads=heads, relative=spec(T5Bias), position=manner.place)
+        in_time = spec(Attention, heads=heads, relative=spec(T5Bias), position=place)
     temporal = (spec(Temporal, part=in_time, at="after_attention"),)
-    if sizes.first and small:  # the larger ones hear of all places from their many blocks
-        joint = spec(Joint, heads=heads, position=spec(Rotary))
-        temporal += (spec(Temporal, part=joint, at="after_attention", levels=(1,)),)
+    if place is not None:
+        told = spec(Places, positions=(spec(Sincos, axes="xy"), place))
+        temporal += (spec(Temporal, part=told, at="after_conv_in", on_single="attend"),)
     return base.unet(
         width=sizes.width,
         mults=sizes.mults,
@@ -288,6 +289,7 @@ def _unet(sizes: Sizes, manner: Manner) -> ConfigDict:
         head=sizes.head,
         groups=sizes.groups,
         temporal=temporal,
+        place=place,
         cross=() if small else ("text",),
         smoke=small,
         gain=GAIN,

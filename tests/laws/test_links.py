@@ -229,7 +229,7 @@ def test_details_vary_by_one(augment):
 
 
 def test_details_of_mixed_frames_vary_by_one():
-    """A mixture has less noise than each of its frames; the last is a mixture of one with itself."""
+    """A mixture has less noise than each of its frames; the last is mixed of one with itself."""
     batch = frames_of(((1, 12),), side=32)
     x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), batch.x.shape[2:]), batch.x.shape)
     small = 0.1 * jax.random.normal(jax.random.key(1), batch.x.shape)

@@ -325,6 +325,48 @@ def test_joint_attention_is_turned_by_frame_row_and_column():
     np.testing.assert_allclose(found.reshape(36, 12), truth, atol=1e-4)
 
 
+def test_places_are_rows_columns_and_frames():
+    """Of each example, against sines and cosines by NumPy; what only turns queries is refused."""
+    batch, *_ = rows(((0, 4), (1, 2)))
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 6, 2, 3, 8)), jnp.float32)
+    part = temporal.Places(positions=(Sincos(axes="xy"), Sincos(axes="t")))
+    found, params = alone(part, x, batch)
+    assert not params
+
+    def waves(at, width):
+        angles = np.asarray(at)[..., None] / 10_000 ** (np.arange(width // 2) / (width // 2))
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+
+    frame = np.array([0, 1, 2, 3, 0, 1])[:, None, None]
+    row, column = np.arange(2)[None, :, None], np.arange(3)[None, None]
+    shape = (6, 2, 3, 8)
+    by_picture = np.concatenate(
+        [np.broadcast_to(waves(axis, 4), (1, 2, 3, 4)) for axis in (column, row)], axis=-1
+    )
+    truth = np.broadcast_to(by_picture, shape) + np.broadcast_to(waves(frame, 8), shape)
+    np.testing.assert_allclose((found - x)[0], truth, atol=1e-5)
+    with pytest.raises(UserError, match="Rotary turns queries"):
+        alone(temporal.Places(positions=(Rotary(),)), x, batch)
+
+
+def test_blocks_are_told_a_frame_s_place():
+    """Equal frames of an example come out alike only if nothing tells them apart, and as they do
+    alone wherever they stand in a row."""
+    network = UNet3D(image=image(), place=Sincos(axes="t"), cross=("text",))
+    given = rows(((0, 3),), frames=3), rows(((1, 1), (0, 3)), frames=4)
+    first, others = (
+        (batch.replace(x=jnp.ones_like(batch.x)), time, cond) for batch, time, cond in given
+    )
+    shapes = meta.unbox(jax.eval_shape(network.init, jax.random.key(0), *first))
+    params = {"params": random_like(shapes["params"])}
+    found = quick(network.apply)(params, *first)[0]
+    assert np.abs(found[1] - found[0]).max() > 1e-3 and np.abs(found[2] - found[1]).max() > 1e-3
+    np.testing.assert_allclose(quick(network.apply)(params, *others)[0, 1:], found, atol=2e-5)
+    told_nothing = {"params": {k: v for k, v in params["params"].items() if k != "place"}}
+    same = quick(network.clone(place=None).apply)(told_nothing, *first)[0]
+    np.testing.assert_allclose(same[1:], same[:2], atol=1e-6)
+
+
 def test_a_shift_moves_channels_between_frames_of_an_example():
     batch, *_ = rows(((0, 4), (1, 2)))
     x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 6, 2, 2, 4)), jnp.float32)

@@ -216,6 +216,23 @@ class Joint:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Places:
+    """Every place is told its (frame, row, column), as a token of a transformer is: what a picture
+    shows where, and when, need not be found out by way of its borders."""
+
+    positions: tuple[Position, ...]
+
+    def __call__(self, x, clip, *, name, dtype):
+        """Raises: UserError, a position that has nothing to add."""
+        for position in self.positions:
+            added = position.add(clip.places(*x.shape[2:4]), x.shape[-1])
+            if added is None:
+                raise UserError(f"{type(position).__name__} turns queries; Places has none.")
+            x = x + added.reshape(x.shape).astype(x.dtype)
+        return by_frame(x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Transformer:
     """A transformer over time: norm, in, attention twice, GEGLU, out, + input (Wang et al. 2023).
 
