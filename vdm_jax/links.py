@@ -319,8 +319,11 @@ class Link:
     def _variance(self, batch: Frames) -> Float[Array, "b f"]:
         """Of what each frame is to be expected to be, where frames below vary by 1 each."""
         mixture = self.select.shown(batch.position, _lengths(batch))[0]
-        pairs = [(i, j) for i in mixture for j in mixture]
-        return sum(jnp.where(i[0] == j[0], i[1] * j[1], 0.0) for i, j in pairs)
+        total = jnp.zeros(batch.position.shape)
+        for frame, share in mixture:
+            for other, its in mixture:
+                total += jnp.where(frame == other, share * its, 0.0)
+        return total
 
     def _expand(self, below: Frames, batch: Frames) -> Video:
         """The video below at the frames and the size of `batch`; zeros where there is none."""

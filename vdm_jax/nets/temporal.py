@@ -36,7 +36,7 @@ from vdm_jax.nets.attention import MultiHead
 from vdm_jax.nets.clip import Clip, Heads, TimeConvolution, identity
 from vdm_jax.nets.folded import BY_PLACE, Flat, by_frame, by_place, through_time
 from vdm_jax.nets.layers import XAVIER, ZERO, GeGlu, LayerNorm, Mlp, dense, parameter
-from vdm_jax.nets.positions import Position, rotate
+from vdm_jax.nets.positions import Position, added, rotate
 from vdm_jax.nets.relative import Relative
 from vdm_jax.nets.spatial import Norm, ResBlock
 from vdm_jax.types import Count, Fraction, Natural, Video
@@ -224,11 +224,10 @@ class Places:
 
     def __call__(self, x, clip, *, name, dtype):
         """Raises: UserError, a position that has nothing to add."""
+        tokens = clip.places(*x.shape[2:4])
         for position in self.positions:
-            added = position.add(clip.places(*x.shape[2:4]), x.shape[-1])
-            if added is None:
-                raise UserError(f"{type(position).__name__} turns queries; Places has none.")
-            x = x + added.reshape(x.shape).astype(x.dtype)
+            told = added(position, tokens, x.shape[-1])
+            x = x + told.reshape(x.shape).astype(x.dtype)
         return by_frame(x)
 
 
@@ -319,8 +318,8 @@ class _Joint(nn.Module):
         inner = LayerNorm(eps=1e-5, affine=True, name="norm")(flat)
         angles = None
         if record.position is not None:
-            added = record.position.add(tokens, x.shape[-1])
-            inner = inner if added is None else inner + added.astype(inner.dtype)
+            told = record.position.add(tokens, x.shape[-1])
+            inner = inner if told is None else inner + told.astype(inner.dtype)
             angles = record.position.angles(tokens, x.shape[-1] // heads)
 
         def meet(q: Array, k: Array, v: Array) -> Array:
@@ -371,8 +370,8 @@ def attention(
     record, width = module.record, x.shape[-1] // heads
     angles = tables = None
     if record.position is not None:
-        added = record.position.add(clip.frames, x.shape[-1])
-        x = x if added is None else x + added.astype(x.dtype)[:, :, None]
+        more = record.position.add(clip.frames, x.shape[-1])
+        x = x if more is None else x + more.astype(x.dtype)[:, :, None]
         angles = record.position.angles(clip.frames, width)
     if record.relative is not None:
         at = clip.frames.position[..., 0]

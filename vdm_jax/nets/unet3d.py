@@ -27,7 +27,7 @@ from vdm_jax.nets.clip import Clip, Convolution, as_tokens
 from vdm_jax.nets.context import contexts
 from vdm_jax.nets.folded import by_frame
 from vdm_jax.nets.layers import ZERO, TimeEmbedding, dense
-from vdm_jax.nets.positions import Position
+from vdm_jax.nets.positions import Position, added
 from vdm_jax.nets.remat import remembered
 from vdm_jax.nets.spatial import BY_FRAME, Block, Downsample, Insert, Norm, ResBlock, Upsample
 from vdm_jax.nets.temporal import MIDDLE, Temporal, insert
@@ -252,6 +252,6 @@ class UNet3D(nn.Module):
         c = batch.lookup(c)
         if self.place is not None:
             place = dense(c.shape[-1], (CONDITION, None), name="place", dtype=self.dtype)
-            c = c + place(self.place.add(frames, c.shape[-1])).astype(jnp.float32)
+            c = c + place(added(self.place, frames, c.shape[-1])).astype(jnp.float32)
         moving = batch.spread(batch.examples.grid[..., 0] > 1)[..., 0, 0, 0]
         return Clip(frames, c, moving, contexts(self.cross, frames, cond), train)
