@@ -181,11 +181,11 @@ STAGES = {
 SMALL_STAGES = {
     "smoke-base": Sizes(
         window=8, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 2), attend=(1,), head=32,
-        groups=8, skip=2, sampling=32, training=1400, rows=16,
+        groups=8, skip=2, sampling=32, training=1000, rows=16,
     ),
     "smoke-time": Sizes(
         window=16, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
-        stride=2, detail=0.025, change=0.125, sampling=2, training=500, rows=8,
+        stride=2, detail=0.025, change=0.125, sampling=2, training=600, rows=8,
     ),
     "smoke-space": Sizes(
         window=16, size=(32, 32), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
@@ -230,7 +230,7 @@ def _small_changes(sizes: Sizes) -> dict[str, Any]:
     if not sizes.first:
         high = spec(LogitNormal, mean=1.0, std=1.5, base=spec(Stratified))
         return {"objective": spec(Denoise, times=high, weight=spec(Uniform))}
-    high = spec(LogitNormal, mean=0.6, base=spec(Stratified))
+    high = spec(LogitNormal, mean=1.5, std=1.5, base=spec(Stratified))
     prompts = tuple(
         spec(Prompt, text=text, frames=1 if "photo" in text else 8, height=16, width=16, fps=4)
         for text in PROMPTS
