@@ -80,7 +80,7 @@ from vdm_jax.nets.clip import HeadWidth
 from vdm_jax.nets.positions import Sincos
 from vdm_jax.nets.relative import T5Bias
 from vdm_jax.nets.spatial import Norm
-from vdm_jax.nets.temporal import Attention, Convolutions, Places, Temporal
+from vdm_jax.nets.temporal import Attention, Convolutions, Temporal
 from vdm_jax.objectives.denoise import Denoise
 from vdm_jax.train.run import Prompt
 
@@ -181,7 +181,7 @@ STAGES = {
 SMALL_STAGES = {
     "smoke-base": Sizes(
         window=8, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 2), attend=(1,), head=32,
-        groups=8, skip=2, sampling=32, training=1000, rows=16,
+        groups=8, skip=2, sampling=32, training=1500, rows=16,
     ),
     "smoke-time": Sizes(
         window=16, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
@@ -230,7 +230,7 @@ def _small_changes(sizes: Sizes) -> dict[str, Any]:
     if not sizes.first:
         high = spec(LogitNormal, mean=1.0, std=1.5, base=spec(Stratified))
         return {"objective": spec(Denoise, times=high, weight=spec(Uniform))}
-    high = spec(LogitNormal, mean=1.5, std=1.5, base=spec(Stratified))
+    high = spec(LogitNormal, mean=0.6, base=spec(Stratified))
     prompts = tuple(
         spec(Prompt, text=text, frames=1 if "photo" in text else 8, height=16, width=16, fps=4)
         for text in PROMPTS
@@ -273,14 +273,9 @@ def _link(sizes: Sizes, manner: Manner, knobs: ConfigDict) -> ConfigDict:
 def _unet(sizes: Sizes, manner: Manner) -> ConfigDict:
     small = manner is SMALL
     in_time = spec(Convolutions, count=1, norm=spec(Norm, groups=sizes.groups, scope="clip"))
-    place = manner.place if sizes.first else None
     if sizes.first:
         heads = spec(HeadWidth, features=sizes.head)
-        in_time = spec(Attention, heads=heads, relative=spec(T5Bias), position=place)
-    temporal = (spec(Temporal, part=in_time, at="after_attention"),)
-    if place is not None:
-        told = spec(Places, positions=(spec(Sincos, axes="xy"), place))
-        temporal += (spec(Temporal, part=told, at="after_conv_in", on_single="attend"),)
+        in_time = spec(Attention, heads=heads, relative=spec(T5Bias), position=manner.place)
     return base.unet(
         width=sizes.width,
         mults=sizes.mults,
@@ -288,8 +283,7 @@ def _unet(sizes: Sizes, manner: Manner) -> ConfigDict:
         attend=sizes.attend,
         head=sizes.head,
         groups=sizes.groups,
-        temporal=temporal,
-        place=place,
+        temporal=(spec(Temporal, part=in_time, at="after_attention"),),
         cross=() if small else ("text",),
         smoke=small,
         gain=GAIN,

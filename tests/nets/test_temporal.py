@@ -1,7 +1,5 @@
 """Parts that act in time, each by itself, against NumPy and against one another."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,13 +7,11 @@ import numpy as np
 import pytest
 from flax.core import meta
 
-from tests.nets.rows import random_like
-from tests.nets.test_unet3d import CHANNELS, HEADS, rows
+from tests.nets.test_unet3d import CHANNELS, rows
 from vdm_jax.config import UserError
 from vdm_jax.nets import temporal
 from vdm_jax.nets.channels import Affine, Shift
-from vdm_jax.nets.clip import Clip, HeadCount, TimeConvolution, as_tokens
-from vdm_jax.nets.positions import Rotary, Sincos
+from vdm_jax.nets.clip import Clip, TimeConvolution, as_tokens
 
 
 def test_a_convolution_in_time_is_numpy_s():
@@ -47,79 +43,6 @@ def alone(part, x, batch, params=None):
     network = Around()
     params = params or meta.unbox(network.init(jax.random.key(0), x))
     return network.apply(params, x), params
-
-
-def by_pixel(x, batch):
-    """(a video's pixels as frames of one pixel, and their batch), in raster order."""
-    b, f, h, w, c = x.shape
-    each = functools.partial(jnp.repeat, repeats=h * w, axis=1)
-    own = jnp.arange(f * h * w)[None]
-    return x.reshape(b, f * h * w, 1, 1, c), batch.replace(
-        x=x.reshape(b, f * h * w, 1, 1, c), segment=each(batch.segment), position=own
-    )
-
-
-def test_joint_attention_is_attention_in_time_of_a_video_s_pixels():
-    """Every place asks every place of its example's frames, and of no other's."""
-    batch, *_ = rows(((0, 4), (1, 2)))
-    x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 6, 2, 3, 4)), jnp.float32)
-    _, fresh = alone(temporal.Joint(heads=HEADS), x, batch)
-    params = {"params": random_like(fresh["params"])}
-    found, _ = alone(temporal.Joint(heads=HEADS), x, batch, params)
-    truth, _ = alone(temporal.Attention(heads=HEADS), *by_pixel(x, batch), params)
-    np.testing.assert_allclose(found.reshape(truth.shape), truth, atol=1e-5)
-    assert np.abs(found - x).max() > 0.1
-
-
-def test_joint_attention_is_turned_by_frame_row_and_column():
-    """Against NumPy: pairs of features of queries and keys are turned by the place."""
-    batch, *_ = rows(((0, 6),))
-    x = jnp.asarray(np.random.default_rng(5).normal(size=(1, 6, 2, 3, 12)), jnp.float32)
-    part = temporal.Joint(heads=HeadCount(1), position=Rotary(split=(4, 4, 4)))
-    _, fresh = alone(part, x, batch)
-    params = {"params": random_like(fresh["params"])}
-    found, _ = alone(part, x, batch, params)
-    layers = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params["params"]["part"])
-    flat = np.asarray(x, np.float64).reshape(36, 12)
-    inner = (flat - flat.mean(-1, keepdims=True)) / np.sqrt(flat.var(-1, keepdims=True) + 1e-5)
-    inner = inner * layers["norm"]["scale"] + layers["norm"]["bias"]
-    at = np.stack(np.meshgrid(*map(np.arange, (6, 2, 3)), indexing="ij"), -1).reshape(36, 3)
-    turn = np.exp(1j * np.repeat(at, 2, axis=1) * np.tile([1, 0.01], 3))
-
-    def turned(name):
-        pairs = (inner @ layers["self"][name]["kernel"]).reshape(36, 6, 2)
-        return (pairs[..., 0] + 1j * pairs[..., 1]) * turn
-
-    scores = (turned("query") @ turned("key").conj().T).real / np.sqrt(12)
-    shares = np.exp(scores - scores.max(-1, keepdims=True))
-    shares /= shares.sum(-1, keepdims=True)
-    out = shares @ (inner @ layers["self"]["value"]["kernel"])
-    truth = flat + out @ layers["self"]["out"]["kernel"] + layers["self"]["out"]["bias"]
-    np.testing.assert_allclose(found.reshape(36, 12), truth, atol=1e-4)
-
-
-def test_places_are_rows_columns_and_frames():
-    """Of each example, against sines and cosines by NumPy; what only turns queries is refused."""
-    batch, *_ = rows(((0, 4), (1, 2)))
-    x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 6, 2, 3, 8)), jnp.float32)
-    part = temporal.Places(positions=(Sincos(axes="xy"), Sincos(axes="t")))
-    found, params = alone(part, x, batch)
-    assert not params
-
-    def waves(at, width):
-        angles = np.asarray(at)[..., None] / 10_000 ** (np.arange(width // 2) / (width // 2))
-        return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
-
-    frame = np.array([0, 1, 2, 3, 0, 1])[:, None, None]
-    row, column = np.arange(2)[None, :, None], np.arange(3)[None, None]
-    shape = (6, 2, 3, 8)
-    by_picture = np.concatenate(
-        [np.broadcast_to(waves(axis, 4), (1, 2, 3, 4)) for axis in (column, row)], axis=-1
-    )
-    truth = np.broadcast_to(by_picture, shape) + np.broadcast_to(waves(frame, 8), shape)
-    np.testing.assert_allclose((found - x)[0], truth, atol=1e-5)
-    with pytest.raises(UserError, match="Rotary turns queries"):
-        alone(temporal.Places(positions=(Rotary(),)), x, batch)
 
 
 def test_a_shift_moves_channels_between_frames_of_an_example():

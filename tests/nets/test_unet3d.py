@@ -50,9 +50,6 @@ PARTS = {
     "t5": Temporal(
         part=temporal.Attention(heads=HEADS, relative=T5Bias(buckets=8, reach=6)), at="after_ff"
     ),
-    "joint": Temporal(
-        part=temporal.Joint(heads=HEADS, position=Sincos(axes="ty")), at="after_attention"
-    ),
     "transformer": Temporal(
         part=temporal.Transformer(heads=HEADS, inner=16, norm=BY_CLIP), at="after_attention"
     ),
@@ -223,7 +220,7 @@ def test_without_positions_the_order_of_frames_is_no_matter():
         np.testing.assert_allclose(
             apply(params, turned, time, cond), apply(params, *given)[:, order], atol=2e-5
         )
-    for part in ("attention", "shaw", "t5", "joint", "pseudo3d", "affine", "shift"):
+    for part in ("attention", "shaw", "t5", "pseudo3d", "affine", "shift"):
         apply, params = prepared((part,))
         off = apply(params, turned, time, cond) - apply(params, *given)[:, order]
         assert np.abs(off).max() > 1e-3
@@ -243,24 +240,6 @@ def test_norms_take_their_statistics_of_a_frame_or_of_an_example(scope):
             part = np.asarray(x, np.float64)[0, whole][..., group]
             truth = (part - part.mean()) / np.sqrt(part.var() + 1e-6)
             np.testing.assert_allclose(found[0, whole][..., group], truth, atol=1e-5)
-
-
-def test_blocks_are_told_a_frame_s_place():
-    """Equal frames of an example come out alike only if nothing tells them apart, and as they do
-    alone wherever they stand in a row."""
-    network = UNet3D(image=image(), place=Sincos(axes="t"), cross=("text",))
-    given = rows(((0, 3),), frames=3), rows(((1, 1), (0, 3)), frames=4)
-    first, others = (
-        (batch.replace(x=jnp.ones_like(batch.x)), time, cond) for batch, time, cond in given
-    )
-    shapes = meta.unbox(jax.eval_shape(network.init, jax.random.key(0), *first))
-    params = {"params": random_like(shapes["params"])}
-    found = quick(network.apply)(params, *first)[0]
-    assert np.abs(found[1] - found[0]).max() > 1e-3 and np.abs(found[2] - found[1]).max() > 1e-3
-    np.testing.assert_allclose(quick(network.apply)(params, *others)[0, 1:], found, atol=2e-5)
-    told_nothing = {"params": {k: v for k, v in params["params"].items() if k != "place"}}
-    same = quick(network.clone(place=None).apply)(told_nothing, *first)[0]
-    np.testing.assert_allclose(same[1:], same[:2], atol=1e-6)
 
 
 def test_attention_to_words_alone_is_numpy_s():

@@ -221,7 +221,7 @@ def test_a_unets_products_by_hand():
 def without_time(run):
     """Nothing that acts in time: what is left is one picture's network."""
     backbone = run.stage.denoiser.backbone
-    return run.stage.denoiser.clone(backbone=backbone.clone(temporal=(), place=None))
+    return run.stage.denoiser.clone(backbone=backbone.clone(temporal=()))
 
 
 def test_a_unets_attention_by_hand():

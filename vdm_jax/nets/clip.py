@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import flax.linen as nn
 import jax
@@ -52,26 +52,6 @@ class Clip:
     def segment(self) -> Int[Array, "b f"]:
         return self.frames.segment
 
-    def places(self, height: int, width: int) -> Packed:
-        """The places of all pictures, of this size, as tokens without values at (t, y, x)."""
-        frames, count = self.frames, height * width
-        b = frames.segment.shape[0]
-
-        def each(values: Array) -> Array:
-            return jnp.repeat(values, count, axis=1)
-
-        within = jnp.stack(jnp.divmod(jnp.arange(count), width), axis=-1)
-        within = jnp.tile(within, (frames.segment.shape[1], 1))
-        at = jnp.concatenate([each(frames.position)[..., :1], _rows(within, b)], axis=-1)
-        size = jnp.array([height, width], frames.examples.grid.dtype)
-        grid = frames.examples.grid.at[..., 1:].set(size)
-        return frames.replace(
-            x=jnp.zeros((*at.shape[:2], 0)), segment=each(frames.segment), position=at,
-            raster=each(frames.raster) * count + _rows(within @ jnp.array([width, 1]), b),
-            examples=cast(Any, frames.examples).replace(grid=grid),
-            level=None if frames.level is None else each(frames.level),
-        )  # fmt: skip
-
     def average(self, values: Float[Array, "b f *rest"]) -> Float[Array, "b f *rest"]:
         """In place of each frame's values, their mean over the frames of its example; 0 on padding.
 
@@ -81,11 +61,6 @@ class Clip:
         same = (self.segment[:, :, None] == self.segment[:, None]) & there
         share = same / jnp.maximum(same.sum(-1, keepdims=True), 1)
         return (share.reshape(*share.shape, *(1,) * (values.ndim - 2)) * values[:, None]).sum(2)
-
-
-def _rows(values: Array, rows: int) -> Array:
-    """The same for each of so many rows."""
-    return jnp.broadcast_to(values, (rows, *values.shape))
 
 
 def as_tokens(batch: Frames) -> Packed:

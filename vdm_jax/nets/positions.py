@@ -48,15 +48,6 @@ def rotate(x: Float[Array, "b n h d"], angles: Float[Array, "b n half"]) -> Floa
     )
 
 
-def added(position: Position, batch: Packed, width: int) -> Float[Array, "b n width"]:
-    """What the position adds. Raises: UserError, it adds nothing."""
-    found = position.add(batch, width)
-    if found is None:
-        name = type(position).__name__
-        raise UserError(f"{name} turns queries and keys, and adds nothing to features; use Sincos.")
-    return found
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sincos:
     """Fixed sines and cosines, equation (1), of the axes named, each with an equal share of width.

@@ -8,10 +8,9 @@ A `Temporal` puts a part at a place; a video UNet is an image UNet and a tuple o
     after_attention                   after all of it
     after_level                       at the end of a level
 
-Parts keep the shape. They see each place of the picture through the frames of its example, `Joint`
-all places; frames of examples that have only one are left as they are, unless `on_single` is
-'attend'. What a fresh part does (`init`) is data: nothing at all, where an image model is to be
-inflated.
+Parts keep the shape. They see each place of the picture through the frames of its example; frames
+of examples that have only one are left as they are, unless `on_single` is 'attend'. What a fresh
+part does (`init`) is data: nothing at all, where an image model is to be inflated.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from vdm_jax.nets.attention import MultiHead
 from vdm_jax.nets.clip import Clip, Heads, TimeConvolution, identity
 from vdm_jax.nets.folded import BY_PLACE, Flat, by_frame, by_place, through_time
 from vdm_jax.nets.layers import XAVIER, ZERO, GeGlu, LayerNorm, Mlp, dense, parameter
-from vdm_jax.nets.positions import Position, added, rotate
+from vdm_jax.nets.positions import Position, rotate
 from vdm_jax.nets.relative import Relative
 from vdm_jax.nets.spatial import Norm, ResBlock
 from vdm_jax.types import Count, Fraction, Natural, Video
@@ -198,40 +197,6 @@ class Attention:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Joint:
-    """Each place attends to all places of all frames of its example (Bertasius et al. 2021, "joint
-    space-time"): what moves leaves its place. For levels of few places.
-
-    Attributes:
-      position: of (frame, row, column), added to what is projected, or turning queries and keys.
-      init: of the output layer.
-    """
-
-    heads: Heads
-    position: Position | None = None
-    init: Literal["zero", "random"] = "zero"
-
-    def __call__(self, x, clip, *, name, dtype):
-        return _Joint(self, dtype, name=name)(x, clip)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Places:
-    """Every place is told its (frame, row, column), as a token of a transformer is: what a picture
-    shows where, and when, need not be found out by way of its borders."""
-
-    positions: tuple[Position, ...]
-
-    def __call__(self, x, clip, *, name, dtype):
-        """Raises: UserError, a position that has nothing to add."""
-        tokens = clip.places(*x.shape[2:4])
-        for position in self.positions:
-            told = added(position, tokens, x.shape[-1])
-            x = x + told.reshape(x.shape).astype(x.dtype)
-        return by_frame(x)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Transformer:
     """A transformer over time: norm, in, attention twice, GEGLU, out, + input (Wang et al. 2023).
 
@@ -306,31 +271,6 @@ class _Attention(nn.Module):
         return by_frame(out.reshape(x.shape))
 
 
-class _Joint(nn.Module):
-    record: Joint
-    dtype: str
-
-    @nn.compact
-    def __call__(self, x: Video, clip: Clip) -> Video:
-        record, heads = self.record, self.record.heads(x.shape[-1])
-        tokens = clip.places(*x.shape[2:4])
-        flat = rearrange(x, "b f h w c -> b (f h w) c")
-        inner = LayerNorm(eps=1e-5, affine=True, name="norm")(flat)
-        angles = None
-        if record.position is not None:
-            told = record.position.add(tokens, x.shape[-1])
-            inner = inner if told is None else inner + told.astype(inner.dtype)
-            angles = record.position.angles(tokens, x.shape[-1] // heads)
-
-        def meet(q: Array, k: Array, v: Array) -> Array:
-            if angles is not None:
-                q, k = rotate(q, angles), rotate(k, angles)
-            return attend(q, k, v, q_group=tokens.segment, kv_group=tokens.segment)
-
-        layer = MultiHead(heads, self.dtype, INIT[record.init], name="self")
-        return by_frame((flat + layer(inner, inner, meet)).reshape(x.shape))
-
-
 class _Transformer(nn.Module):
     record: Transformer
     dtype: str
@@ -370,8 +310,8 @@ def attention(
     record, width = module.record, x.shape[-1] // heads
     angles = tables = None
     if record.position is not None:
-        more = record.position.add(clip.frames, x.shape[-1])
-        x = x if more is None else x + more.astype(x.dtype)[:, :, None]
+        added = record.position.add(clip.frames, x.shape[-1])
+        x = x if added is None else x + added.astype(x.dtype)[:, :, None]
         angles = record.position.angles(clip.frames, width)
     if record.relative is not None:
         at = clip.frames.position[..., 0]

@@ -27,7 +27,6 @@ from vdm_jax.nets.clip import Clip, Convolution, as_tokens
 from vdm_jax.nets.context import contexts
 from vdm_jax.nets.folded import by_frame
 from vdm_jax.nets.layers import ZERO, TimeEmbedding, dense
-from vdm_jax.nets.positions import Position, added
 from vdm_jax.nets.remat import remembered
 from vdm_jax.nets.spatial import BY_FRAME, Block, Downsample, Insert, Norm, ResBlock, Upsample
 from vdm_jax.nets.temporal import MIDDLE, Temporal, insert
@@ -169,8 +168,6 @@ class UNet3D(nn.Module):
 
     Attributes:
       temporal: what acts in time, and where; of several at one place, in this order.
-      place: what a frame's time embedding, and so every residual block, is told of its place in the
-        video (Blattmann et al. 2023b, there for the parts that act in time alone).
       cross: names of the condition's token sets that blocks attend to.
       waves: n of features sin(2^n pi x) and cos(2^n pi x) of the input, which join it: what shows
         it in fine detail (Kingma et al. 2021, appendix C).
@@ -180,7 +177,6 @@ class UNet3D(nn.Module):
 
     image: ImageUNet
     temporal: tuple[Temporal, ...] = ()
-    place: Position | None = None
     cross: tuple[str, ...] = ()
     waves: tuple[int, ...] = ()
     remat: str = "none"
@@ -249,9 +245,5 @@ class UNet3D(nn.Module):
         if cond.vector is not None:
             vector = dense(c.shape[-1], (CONDITION, None), name="vector", dtype=self.dtype)
             c = c + vector(cond.vector).astype(jnp.float32)[:, :, None]
-        c = batch.lookup(c)
-        if self.place is not None:
-            place = dense(c.shape[-1], (CONDITION, None), name="place", dtype=self.dtype)
-            c = c + place(added(self.place, frames, c.shape[-1])).astype(jnp.float32)
         moving = batch.spread(batch.examples.grid[..., 0] > 1)[..., 0, 0, 0]
-        return Clip(frames, c, moving, contexts(self.cross, frames, cond), train)
+        return Clip(frames, batch.lookup(c), moving, contexts(self.cross, frames, cond), train)
