@@ -40,8 +40,8 @@ Result   shapes of 0.27 to 0.33 of the side, one core each beside other work.
          smoke-space, 450 steps of 4 clips, shapes of 0.22 to 0.28, 24 clips given the truth below:
          32.5 dB and 0.95 of the edges, where interpolation has 30.1 dB and 0.49.
 Tried    smoke-base, each on two cores: the word for the direction is not used. At time 0.99 the
-         error of what follows is 0.076, and 0.077 where that word says the opposite, while the
-         data allow 0.041 with it and 0.069 without.
+         errors of what follows are 0.073 to 0.077, and 0.0003 more where that word says the
+         opposite, while the data allow 0.041 with it and 0.069 without.
            joint attention over space and time at the second level, 1,900 steps: object 0.81,
              direction 0.09;
            sines of row, column and frame added to the first convolution, and of the frame to
@@ -52,7 +52,7 @@ Tried    smoke-base, each on two cores: the word for the direction is not used. 
          object 0.88, and grain that no step takes out. Shapes of 0.22 to 0.28: object 0.03.
          smoke-time: without how the frames around one differ, 600 steps, 38.7 dB where
          interpolation has 39.2; with it in model values the error without noise fell in 100 steps
-         by 0.02, in units of its deviation by 0.17. The video itself (x0), 350 steps: 22.7 dB.
+         by 0.02, in units of its deviation by 0.16. The video itself (x0), 350 steps: 22.7 dB.
 """
 
 from __future__ import annotations
