@@ -37,7 +37,7 @@ else
 EXTRA     :=
 INSTALLED := $(VENV)/.installed
 # What a step frees is kept: glibc gives it back to the kernel, which clears every page again for the
-# next step (docs/step.md).
+# next step (docs/cpu.md).
 MEMORY    := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 # Two devices on a CPU: what XLA runs on one core at a time then runs on two. Each keeps to its own
 # core: products that are divided between them wait for each other.

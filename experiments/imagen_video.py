@@ -58,6 +58,7 @@ Tried    smoke-base, each on two cores: the word for the direction is not used. 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
@@ -96,7 +97,9 @@ SNR_3 = 1 / 3  # the time at which a cosine's signal to noise ratio is 3
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manner:
     """What all stages of a cascade have in common. `heard` is the law of the noise on what is below
-    in training, `augmentation` its time in sampling; `fill` what frames between are told."""
+    in training, `augmentation` its time in sampling; `fill` what frames between are told; `place`
+    what attention in time is told of a frame. Specs are made anew for each config, which may be
+    changed."""
 
     knobs: dict[str, float]
     vocab: int
@@ -104,23 +107,23 @@ class Manner:
     images: int
     block: int
     parameterization: type
-    place: ConfigDict | None = None  # of a frame, told to attention in time
+    place: Callable[[], ConfigDict | None] = lambda: None
     fill: Literal["repeat", "linear"]
-    heard: ConfigDict
+    heard: Callable[[], ConfigDict]
     stepper: type
 
 
 PAPER = Manner(
     knobs={"learning_rate": 1e-4, "guidance": 4.0, "augmentation": SNR_3},
     vocab=32_128, words=128, images=8, block=4096, parameterization=V, fill="repeat",
-    heard=spec(Within, high=0.5), stepper=Ancestral,
+    heard=lambda: spec(Within, high=0.5), stepper=Ancestral,
 )  # fmt: skip
 SMALL = Manner(
     knobs={"learning_rate": 4e-3, "muon_rate": 2e-2, "guidance": 8.0, "augmentation": 0.02},
     vocab=base.SMALL_VOCAB, words=32, images=0, block=512, parameterization=X0,
-    place=spec(Sincos, axes="t"), fill="linear",
+    place=lambda: spec(Sincos, axes="t"), fill="linear", stepper=Ddim,
     # There is little time to learn of noise that the stage below hardly leaves.
-    heard=spec(Within, high=0.2, base=spec(LogitNormal, mean=-6.0, std=3.0)), stepper=Ddim,
+    heard=lambda: spec(Within, high=0.2, base=spec(LogitNormal, mean=-6.0, std=3.0)),
 )  # fmt: skip
 
 
@@ -269,7 +272,7 @@ def _link(sizes: Sizes, manner: Manner, knobs: ConfigDict) -> ConfigDict:
     augment = spec(
         Augment,
         process=spec(Process, schedule=spec(Cosine)),
-        times=manner.heard,
+        times=manner.heard(),
         at=knobs.get_ref("augmentation"),
     )
     return spec(Link, select=select, factor=sizes.factor, augment=augment, detail=sizes.detail)
@@ -280,7 +283,7 @@ def _unet(sizes: Sizes, manner: Manner) -> ConfigDict:
     in_time = spec(Convolutions, count=1, norm=spec(Norm, groups=sizes.groups, scope="clip"))
     if sizes.first:
         heads = spec(HeadWidth, features=sizes.head)
-        in_time = spec(Attention, heads=heads, relative=spec(T5Bias), position=manner.place)
+        in_time = spec(Attention, heads=heads, relative=spec(T5Bias), position=manner.place())
     return base.unet(
         width=sizes.width,
         mults=sizes.mults,

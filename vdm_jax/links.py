@@ -85,7 +85,7 @@ class EveryFrame:
         return place
 
     def shown(self, place: Places, frames: Places) -> tuple[Mixture, ...]:
-        return (((place, 1.0),),)
+        return _one(place)
 
     def part(self, window: range) -> slice | None:
         return slice(window.start, window.stop)
@@ -115,6 +115,11 @@ class Strided:
     def __post_init__(self):
         if self.fill not in ("repeat", "linear", "blank"):
             raise UserError(f"Strided.fill is '{self.fill}'; use 'repeat', 'linear' or 'blank'.")
+        if self.fill != "linear" and self.change != 1:
+            raise UserError(
+                f"Strided.change is {self.change:g}, but with fill='{self.fill}' no differences "
+                "of frames are told; leave it out, or use fill='linear'."
+            )
 
     @property
     def masked(self) -> bool:
@@ -137,11 +142,11 @@ class Strided:
 
     def shown(self, place: Places, frames: Places) -> tuple[Mixture, ...]:
         if self.fill == "blank":
-            return (((self.below(place, frames), 1.0),),)
+            return _one(self.below(place, frames))
         before = self._before(place, frames)
         here = jnp.where(self._any(frames), before, NONE)
         if self.fill == "repeat":
-            return (((here, 1.0),),)
+            return _one(here)
         past = (place - self.ends - before * self.stride) / self.stride
         after = jnp.minimum(before + 1, self._last(frames))
         after = jnp.where(self._any(frames), after, NONE)
@@ -198,7 +203,7 @@ class Ends:
         return jnp.where(frames > self.first + self.last, index, NONE)
 
     def shown(self, place: Places, frames: Places) -> tuple[Mixture, ...]:
-        return (((self.below(place, frames), 1.0),),)
+        return _one(self.below(place, frames))
 
     def part(self, window: range) -> slice | None:
         return None
@@ -350,6 +355,11 @@ class Link:
                 given |= mine.any(-1)
             pictures.append(picture)
         return jnp.concatenate(pictures, axis=-1), given
+
+
+def _one(frame: Places) -> tuple[Mixture, ...]:
+    """One picture, that of one frame."""
+    return (((frame, 1.0),),)
 
 
 def _lengths(batch: Frames) -> Places:

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from tests.workbench import call, vdm
 from vdm_jax.config import SPEC, UserError, build, from_json, leaves, problems, to_json
@@ -83,6 +84,23 @@ def test_no_leaf_is_ignored(name):
             with pytest.raises(UserError, match="misspelt_leaf"):
                 build(config)
             del node["misspelt_leaf"]
+
+
+@pytest.mark.parametrize("variant", ["", "smoke"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_config_that_is_changed_changes_no_other(name, variant):
+    """Nothing in it is shared with the next one that the file makes."""
+
+    def nodes(node):
+        parts = node.values() if isinstance(node, ConfigDict) else node
+        found = [node] if isinstance(node, ConfigDict) else []
+        for part in parts:
+            if isinstance(part, ConfigDict | tuple | list):
+                found += nodes(part)
+        return found
+
+    one, other = nodes(config_of(name, variant)), nodes(config_of(name, variant))
+    assert len(one) > 10 and not {id(node) for node in one} & {id(node) for node in other}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -253,3 +253,5 @@ def test_nothing_told_is_refused():
         Ends(first=0, last=0)
     with pytest.raises(UserError, match="'linear' or 'blank'"):
         Strided(stride=2, fill="black")
+    with pytest.raises(UserError, match=r"change is .* but with fill='repeat'"):
+        Strided(stride=2, change=0.5)

@@ -167,7 +167,7 @@ class Convolution(nn.Module):
     Attributes:
       axes: logical names of the channels (in, out).
       stride: 2 halves height and width.
-      enlarged: it sees pictures of twice the height and width, each pixel four times.
+      enlarged: of size 3, it sees pictures of twice the height and width, each pixel four times.
     """
 
     features: Count
