@@ -39,8 +39,8 @@ Result   shapes of 0.27 to 0.33 of the side, unseen captions.
          given the truth below, smoke-time has 39.9 dB and 0.98 of the edges (7 minutes of two
          cores), interpolation 39.6 dB and 0.97; smoke-space 31.6 dB and 1.05 (9 minutes),
          interpolation 29.7 dB and 0.51; the judge sees all that was asked in each of them. Of the
-         cascade it sees object 0.58 and direction 0.17, where of the first stage, interpolated, 0.54
-         and 0.17. Noise on what is below does harm, as stages hardly hear of so much: at time 0.1
+         cascade it sees object 0.58 and direction 0.17, of the first stage, interpolated, 0.54 and
+         0.17. Noise on what is below does harm, as stages hardly hear of so much: at time 0.1
          object 0.25 and 1.8 of the edges, at 0.2 and above nothing but grain.
 Tried    smoke-base, each on two cores: the word for the direction is not used. At time 0.99 the
          errors of what follows are 0.073 to 0.077, and 0.0003 more where that word says the
