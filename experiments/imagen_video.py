@@ -123,7 +123,7 @@ PAPER = Manner(
     heard=lambda: spec(Within, high=0.5), stepper=Ancestral,
 )  # fmt: skip
 SMALL = Manner(
-    knobs={"learning_rate": 4e-3, "muon_rate": 2e-2, "guidance": 8.0, "augmentation": 0.02},
+    knobs={"learning_rate": 2e-3, "muon_rate": 1e-2, "guidance": 8.0, "augmentation": 0.02},
     vocab=base.SMALL_VOCAB, words=32, images=0, block=512, parameterization=X0,
     place=lambda: spec(Sincos, axes="t"), fill="linear", stepper=Ddim,
     # There is little time to learn of noise that the stage below hardly leaves.
@@ -154,6 +154,7 @@ class Sizes:
     sampling: int = 128  # steps
     training: int = 400_000
     rows: int = 256
+    knobs: tuple[tuple[str, float], ...] = ()  # that take the place of the manner's
 
     @property
     def first(self) -> bool:
@@ -194,6 +195,7 @@ SMALL_STAGES = {
     "smoke-base": Sizes(
         window=8, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 2), attend=(1,), head=32,
         groups=8, skip=2, sampling=32, training=1500, rows=16,
+        knobs=(("learning_rate", 4e-3), ("muon_rate", 2e-2)),
     ),
     "smoke-time": Sizes(
         window=16, size=(16, 16), width=32, mults=(1, 2), blocks=(1, 1), head=32, groups=8,
@@ -219,7 +221,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     sizes, manner = (SMALL_STAGES, SMALL) if small else (STAGES, PAPER)
     sizes = sizes[name]
     usual = {"manifest": "data/cascade/manifest", "seed": 0, "steps": sizes.training}
-    knobs = ConfigDict(usual | {"text_drop": 0.1} | manner.knobs)
+    knobs = ConfigDict(usual | {"text_drop": 0.1} | manner.knobs | dict(sizes.knobs))
     data = base.frames_data(
         knobs,
         frames=sizes.window,
